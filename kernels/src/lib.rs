@@ -1,0 +1,20 @@
+//! Quantized blocks, SIMD kernels and the thread team of mmq.
+//!
+//! Slices in, slices out: nothing here knows a file, a tensor name or a model.
+//! The scalar kernels are complete and are the specification; each instruction set
+//! overrides entries of the [`Kernels`] table, which is chosen once at run time.
+
+pub mod attention;
+pub mod block;
+pub mod matmul;
+pub mod scalar;
+pub mod table;
+pub mod team;
+#[cfg(target_arch = "x86_64")]
+pub mod x86;
+
+pub use attention::{Attention, Kv, attention};
+pub use block::Dtype;
+pub use matmul::{Activations, Weights, matmul};
+pub use table::{Kernels, Level, kernels};
+pub use team::Team;

@@ -1,0 +1,5 @@
+//! The `mmq` program.
+
+fn main() -> std::process::ExitCode {
+    mmq::cli::main()
+}

@@ -1,0 +1,9 @@
+//! Text: tokenizers from GGUF metadata, samplers and chat templates. Knows no model.
+
+pub mod sampler;
+pub mod template;
+pub mod tokenizer;
+
+pub use sampler::{Sampler, SamplerParams};
+pub use template::ChatTemplate;
+pub use tokenizer::{StreamDecoder, Tokenizer};
