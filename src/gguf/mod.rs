@@ -10,9 +10,11 @@ mod reader;
 mod sniff;
 mod split;
 mod value;
+mod writer;
 
 pub use metadata::Metadata;
 pub use value::{Array, Value};
+pub use writer::{Sink, Writer};
 
 use crate::{Dtype, Result};
 use std::ops::{Deref, Range};
@@ -116,7 +118,7 @@ impl Gguf {
     /// The file is mapped, not read. Metadata are copied out here and never read again; tensor data are read in place,
     /// so the file must not change while it is open: changed bytes become wrong weights, and on Unix a file that is cut
     /// short kills the process (SIGBUS) when the lost part is read. Replacing a file by renaming another one over it,
-    /// as most writers do, is harmless.
+    /// as [`Writer`] does, is harmless.
     ///
     /// # Errors
     /// `Io` if it cannot be opened, `Format` if it is damaged or no GGUF file, `Unsupported` if it is one of a version,

@@ -13,9 +13,12 @@ use super::value::Type;
 use super::{Array, Bytes, DEFAULT_ALIGNMENT, MAX_ALIGNMENT, MAX_DIMS, Metadata, TensorInfo, Value, quote, sniff};
 use crate::bail;
 use crate::{Dtype, Result};
+use std::fmt::Display;
 
 /// How deep arrays of arrays may nest.
-const MAX_DEPTH: usize = 8;
+pub(super) const MAX_DEPTH: usize = 8;
+/// The key of the alignment of tensor data.
+pub(super) const ALIGNMENT: &str = "general.alignment";
 
 /// One file, checked.
 pub(super) struct File {
@@ -46,30 +49,29 @@ pub(super) fn read(name: &str, bytes: Bytes) -> Result<File> {
         entries.push((key, value));
     }
     let metadata = Metadata::new(name, entries)?;
-    let alignment = alignment(&metadata)?;
+    let alignment = alignment(name, metadata.get(ALIGNMENT))?;
 
     let mut tensors = Vec::new();
     for i in 0..n_tensors {
-        let name_ = r.string().map_err(|e| e.context(format!("tensor name {i} of {n_tensors}")).context(name))?;
-        let described = format!("tensor {}", quote(&name_));
-        tensors.push(r.tensor(name_, alignment).map_err(|e| e.context(described).context(name))?);
+        let tensor_name = r.string().map_err(|e| e.context(format!("tensor name {i} of {n_tensors}")).context(name))?;
+        let tensor = r.tensor(&tensor_name, alignment);
+        tensors.push(tensor.map_err(|e| e.context(format!("tensor {}", quote(&tensor_name))).context(name))?);
     }
     place(&mut tensors, r.at, alignment, data.len()).map_err(in_file)?;
     Ok(File { version, metadata, tensors, bytes })
 }
 
-/// `general.alignment`, checked.
-pub(super) fn alignment(metadata: &Metadata) -> Result<usize> {
-    const KEY: &str = "general.alignment";
-    let alignment = metadata.usize(KEY)?.unwrap_or(DEFAULT_ALIGNMENT);
-    if !alignment.is_power_of_two() || !(8..=MAX_ALIGNMENT).contains(&alignment) {
-        bail!(
+/// The value of [`ALIGNMENT`] in `file`, checked.
+pub(super) fn alignment(file: &str, value: Option<&Value>) -> Result<usize> {
+    let Some(value) = value else { return Ok(DEFAULT_ALIGNMENT) };
+    match value.as_integer().and_then(|v| usize::try_from(v).ok()) {
+        Some(v) if v.is_power_of_two() && (8..=MAX_ALIGNMENT).contains(&v) => Ok(v),
+        _ => bail!(
             Format,
-            "{}: key \"{KEY}\": expected a power of two from 8 to {MAX_ALIGNMENT}, got {alignment}",
-            metadata.file()
-        );
+            "{file}: key \"{ALIGNMENT}\": expected a power of two from 8 to {MAX_ALIGNMENT}, got {}",
+            value.describe()
+        ),
     }
-    Ok(alignment)
 }
 
 /// Bytes of a tensor of `dtype` and `shape` (outermost first), or what is wrong with them.
@@ -171,7 +173,7 @@ impl<'a> Reader<'a> {
     }
 
     /// `n` as a count of `what`, each of at least `min_bytes`, that the rest of the file can hold.
-    fn count(&self, n: u64, min_bytes: usize, what: &str) -> Result<usize> {
+    fn count(&self, n: u64, min_bytes: usize, what: impl Display) -> Result<usize> {
         match usize::try_from(n) {
             Ok(n) if n <= self.left() / min_bytes => Ok(n),
             _ => bail!(
@@ -241,7 +243,7 @@ impl<'a> Reader<'a> {
         }
         let kind = self.kind()?;
         let n = self.u64("an array's length")?;
-        let n = self.count(n, kind.min_bytes(), &format!("elements of type {}", kind.name()))?;
+        let n = self.count(n, kind.min_bytes(), format_args!("elements of type {}", kind.name()))?;
         Ok(match kind {
             Type::U8 => Array::U8(self.take(n, "an array")?.to_vec()),
             Type::I8 => Array::I8(self.numbers(n, i8::from_le_bytes)?),
@@ -276,7 +278,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The rest of the entry of tensor `name`; its offset is still one within the data section.
-    fn tensor(&mut self, name: String, alignment: usize) -> Result<TensorInfo> {
+    fn tensor(&mut self, name: &str, alignment: usize) -> Result<TensorInfo> {
         if name.is_empty() {
             bail!(Format, "the name is empty");
         }
@@ -310,6 +312,6 @@ impl<'a> Reader<'a> {
         if offset % alignment != 0 {
             bail!(Format, "offset {offset} is no multiple of the alignment, {alignment}");
         }
-        Ok(TensorInfo { name, dtype, shape, n_bytes, shard: 0, offset })
+        Ok(TensorInfo { name: name.to_string(), dtype, shape, n_bytes, shard: 0, offset })
     }
 }
