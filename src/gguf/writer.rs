@@ -43,7 +43,7 @@ impl Writer {
         let alignment = alignment.expect("the reader has checked it") as u64;
         Writer {
             version: gguf.version(),
-            pad_end: split || gguf.file_bytes() % alignment == 0,
+            pad_end: split || gguf.file_bytes().is_multiple_of(alignment),
             metadata: metadata.map(|(key, value)| (key.to_string(), value.clone())).collect(),
             tensors: Vec::new(),
         }
