@@ -1,101 +1,30 @@
 //! GGUF files: a checked, memory-mapped, zero-copy reader and a writer.
 //!
-//! A file is data from a stranger: every length, offset, count and type is checked before use.
+//! A file is data from a stranger: every length, offset, count and type is checked before use. What is wrong comes back
+//! as an [`crate::Error`] that names the file and the key or tensor; nothing in a file can make the reader panic, or
+//! allocate more than a small multiple of the file's size.
+
+mod metadata;
+mod mmap;
+mod reader;
+mod sniff;
+mod split;
+mod value;
+
+pub use metadata::Metadata;
+pub use value::{Array, Value};
 
 use crate::{Dtype, Result};
-use std::ops::Deref;
-use std::path::Path;
+use std::ops::{Deref, Range};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A metadata value.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub enum Value {
-    U8(u8),
-    I8(i8),
-    U16(u16),
-    I16(i16),
-    U32(u32),
-    I32(i32),
-    F32(f32),
-    Bool(bool),
-    String(String),
-    Array(Array),
-    U64(u64),
-    I64(i64),
-    F64(f64),
-}
-
-/// An array of metadata values, all of one type; typed, so that a vocabulary of 150,000 strings costs no enum each.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub enum Array {
-    U8(Vec<u8>),
-    I8(Vec<i8>),
-    U16(Vec<u16>),
-    I16(Vec<i16>),
-    U32(Vec<u32>),
-    I32(Vec<i32>),
-    F32(Vec<f32>),
-    Bool(Vec<bool>),
-    String(Vec<String>),
-    Array(Vec<Array>),
-    U64(Vec<u64>),
-    I64(Vec<i64>),
-    F64(Vec<f64>),
-}
-
-/// Metadata in file order, with getters whose errors name the file and the key.
-#[derive(Clone, Debug)]
-pub struct Metadata {}
-
-#[allow(unused_variables)]
-impl Metadata {
-    /// The value of `key`.
-    pub fn get(&self, key: &str) -> Option<&Value> {
-        todo!()
-    }
-    /// All keys and values, in file order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
-        std::iter::empty()
-    }
-    /// A non-negative integer of any width; `Ok(None)` if absent, an error if it is something else.
-    pub fn usize(&self, key: &str) -> Result<Option<usize>> {
-        todo!()
-    }
-    /// A float of any width (integers convert).
-    pub fn f32(&self, key: &str) -> Result<Option<f32>> {
-        todo!()
-    }
-    /// A boolean.
-    pub fn bool(&self, key: &str) -> Result<Option<bool>> {
-        todo!()
-    }
-    /// A string.
-    pub fn str(&self, key: &str) -> Result<Option<&str>> {
-        todo!()
-    }
-    /// An array of strings.
-    pub fn strings(&self, key: &str) -> Result<Option<&[String]>> {
-        todo!()
-    }
-    /// An array of floats.
-    pub fn f32s(&self, key: &str) -> Result<Option<Vec<f32>>> {
-        todo!()
-    }
-    /// An array of integers of any width.
-    pub fn i64s(&self, key: &str) -> Result<Option<Vec<i64>>> {
-        todo!()
-    }
-    /// The value that a getter gave, or an error that says that `file` lacks `key`.
-    pub fn require<T>(&self, key: &str, value: Result<Option<T>>) -> Result<T> {
-        todo!()
-    }
-    /// The name of the file, for messages.
-    pub fn file(&self) -> &str {
-        todo!()
-    }
-}
+/// The most dimensions that a tensor may have: one more than ggml's, for the kernels of 3-D convolutions.
+pub const MAX_DIMS: usize = 5;
+/// Alignment of tensor data where `general.alignment` is absent, in bytes.
+pub const DEFAULT_ALIGNMENT: usize = 32;
+/// The largest `general.alignment` that is taken for sane: a huge page.
+pub const MAX_ALIGNMENT: usize = 2 << 20;
 
 /// A tensor's entry: name, type, shape and place.
 #[derive(Clone, Debug)]
@@ -104,19 +33,53 @@ pub struct TensorInfo {
     pub name: String,
     /// Its element type.
     pub dtype: Dtype,
-    /// Its shape, outermost dimension first (the reverse of GGUF's `ne`).
+    /// Its shape, outermost dimension first (the reverse of GGUF's `ne`). Empty for a scalar; never holds a zero.
     pub shape: Vec<usize>,
     /// Its size in bytes.
     pub n_bytes: usize,
-    // plus private fields: shard index, absolute offset
+    /// Which shard holds it.
+    shard: usize,
+    /// Where its bytes start, from the start of that shard.
+    offset: usize,
 }
 
-/// Bytes of a mapped file (or of static memory), kept alive by what they came from.
+impl TensorInfo {
+    /// Number of elements.
+    pub fn n_elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// What bytes are borrowed from.
+type Owner = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// Bytes of a mapped file (or of other memory), kept alive by what they came from. Cloning copies no bytes.
+///
+/// They are aligned as the file aligns them (`general.alignment`, from the start of the file) if the memory they lie in
+/// is: a mapped file is, a static slice need not be. Readers of the bytes must not rely on it.
 #[derive(Clone)]
 pub struct Bytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Owner,
     start: usize,
     len: usize,
+}
+
+impl Bytes {
+    /// The part `range` of these bytes, without copying.
+    ///
+    /// # Panics
+    /// If `range` does not lie within them.
+    pub fn slice(&self, range: Range<usize>) -> Bytes {
+        assert!(range.start <= range.end && range.end <= self.len, "slice {range:?} of {} bytes", self.len);
+        Bytes { owner: self.owner.clone(), start: self.start + range.start, len: range.len() }
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(data: Vec<u8>) -> Bytes {
+        let len = data.len();
+        Bytes { owner: Arc::new(data), start: 0, len }
+    }
 }
 
 impl Deref for Bytes {
@@ -126,37 +89,144 @@ impl Deref for Bytes {
     }
 }
 
-/// An opened model: one file, or the shards of a split one.
-pub struct Gguf {}
-
-#[allow(unused_variables)]
-impl Gguf {
-    /// Opens and checks `path`; if it is a shard (`-00001-of-0000N`), its siblings too.
-    pub fn open(path: impl AsRef<Path>) -> Result<Gguf> {
-        todo!()
-    }
-    /// Reads a file that lies in memory; `name` stands for it in messages.
-    pub fn from_static(name: &str, data: &'static [u8]) -> Result<Gguf> {
-        todo!()
-    }
-    /// The file's name, for messages.
-    pub fn name(&self) -> &str {
-        todo!()
-    }
-    /// Its metadata.
-    pub fn metadata(&self) -> &Metadata {
-        todo!()
-    }
-    /// Its tensors in file order.
-    pub fn tensors(&self) -> &[TensorInfo] {
-        todo!()
-    }
-    /// The tensor called `name`.
-    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        todo!()
-    }
-    /// A tensor's bytes, without copying.
-    pub fn bytes(&self, tensor: &TensorInfo) -> Bytes {
-        todo!()
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Bytes({})", self.len)
     }
 }
+
+/// An opened model: one file, or the shards of a split one.
+#[derive(Debug)]
+pub struct Gguf {
+    path: Option<PathBuf>,
+    version: u32,
+    metadata: Metadata,
+    tensors: Vec<TensorInfo>,
+    /// Places in `tensors`, sorted by name.
+    by_name: Vec<usize>,
+    /// Each shard's whole content.
+    shards: Vec<Bytes>,
+}
+
+impl Gguf {
+    /// Opens and checks `path`; if it is a shard (`-00001-of-0000N`), its siblings too.
+    ///
+    /// Any shard of a split model will do; metadata are those of the first, tensors those of all.
+    ///
+    /// The file is mapped, not read. Metadata are copied out here and never read again; tensor data are read in place,
+    /// so the file must not change while it is open: changed bytes become wrong weights, and on Unix a file that is cut
+    /// short kills the process (SIGBUS) when the lost part is read. Replacing a file by renaming another one over it,
+    /// as most writers do, is harmless.
+    ///
+    /// # Errors
+    /// `Io` if it cannot be opened, `Format` if it is damaged or no GGUF file, `Unsupported` if it is one of a version,
+    /// byte order or tensor type that this reader does not know.
+    pub fn open(path: impl AsRef<Path>) -> Result<Gguf> {
+        split::open(path.as_ref())
+    }
+
+    /// Reads a file that lies in memory; `name` stands for it in messages.
+    ///
+    /// `data` needs no alignment. Where it has any (say, 64 bytes), so have the tensors.
+    ///
+    /// # Errors
+    /// As [`Gguf::open`]; a shard of a split model is `Unsupported`.
+    pub fn from_static(name: &str, data: &'static [u8]) -> Result<Gguf> {
+        Gguf::from_owner(name, data)
+    }
+
+    /// Reads a file that lies in memory that the program owns; `name` stands for it in messages.
+    ///
+    /// `data` must be the same bytes each time that it is asked.
+    ///
+    /// # Errors
+    /// As [`Gguf::from_static`].
+    pub fn from_owner(name: &str, data: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<Gguf> {
+        let len = data.as_ref().len();
+        let file = reader::read(name, Bytes { owner: Arc::new(data), start: 0, len })?;
+        split::single(file)
+    }
+
+    /// The file's name, for messages: the path as it was given.
+    pub fn name(&self) -> &str {
+        self.metadata.file()
+    }
+
+    /// The file's path (of a split model, the first shard's); `None` if it lies in memory.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// The version of the format: 2 or 3.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Number of files.
+    pub fn n_shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Number of weights in all tensors.
+    pub fn n_params(&self) -> u64 {
+        self.tensors.iter().map(|t| t.n_elements() as u64).sum()
+    }
+
+    /// Size of all tensors in bytes, without padding.
+    pub fn n_bytes(&self) -> u64 {
+        self.tensors.iter().map(|t| t.n_bytes as u64).sum()
+    }
+
+    /// Size of all files in bytes.
+    pub fn file_bytes(&self) -> u64 {
+        self.shards.iter().map(|s| s.len as u64).sum()
+    }
+
+    /// Its metadata.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Its tensors in file order.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// The tensor called `name`.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        let at = self.by_name.binary_search_by(|&i| self.tensors[i].name.as_str().cmp(name)).ok()?;
+        Some(&self.tensors[self.by_name[at]])
+    }
+
+    /// A tensor's bytes, without copying.
+    ///
+    /// # Panics
+    /// If `tensor` is not one of [`Gguf::tensors`] and does not lie within the file.
+    pub fn bytes(&self, tensor: &TensorInfo) -> Bytes {
+        self.shards[tensor.shard].slice(tensor.offset..tensor.offset + tensor.n_bytes)
+    }
+}
+
+/// `text` as messages show it: quoted, control characters escaped, cut after 80 characters.
+fn quote(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{:?}… ({} bytes)", &text[..end], text.len()),
+        None => format!("{text:?}"),
+    }
+}
+
+/// The places of `names` sorted by name, or the first name (in that order) that comes twice.
+fn index<'a>(n: usize, name: impl Fn(usize) -> &'a str) -> std::result::Result<Vec<usize>, &'a str> {
+    let mut places: Vec<usize> = (0..n).collect();
+    places.sort_unstable_by_key(|&i| name(i));
+    match places.windows(2).find(|pair| name(pair[0]) == name(pair[1])) {
+        Some(pair) => Err(name(pair[0])),
+        None => Ok(places),
+    }
+}
+
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Gguf>();
+    shared::<Bytes>();
+};
