@@ -194,16 +194,13 @@ fn preprocessing(gguf: &Gguf, shape: &vit::Shape, linear: bool) -> Result<Prepro
     let colour = |key: &str, default: [f32; 3]| -> Result<[f32; 3]> {
         let Some(values) = meta.f32s(key)? else { return Ok(default) };
         match <[f32; 3]>::try_from(values.as_slice()) {
-            Ok(values) if values.iter().all(|v| v.is_finite()) => Ok(values),
-            _ => bail!(Format, "{}: {key}: expected 3 numbers, got {values:?}", gguf.name()),
+            Ok(values) => Ok(values),
+            Err(_) => bail!(Format, "{}: {key}: expected 3 numbers, got {values:?}", gguf.name()),
         }
     };
     let mean = colour("clip.vision.image_mean", CLIP_MEAN)?;
     let std = colour("clip.vision.image_std", CLIP_STD)?;
-    if std.contains(&0.0) {
-        bail!(Format, "{}: clip.vision.image_std: {std:?} divides by zero", gguf.name());
-    }
-    let fill = mean.map(|m| (m * 255.0) as u8);
+    let fill = preprocess::mean_color(mean);
     let pinpoints = meta.i64s("clip.vision.image_grid_pinpoints")?.unwrap_or_default();
     let fit = match meta.str("clip.vision.image_aspect_ratio")? {
         _ if !pinpoints.is_empty() => Fit::Anyres { pinpoints: pairs(gguf, &pinpoints, shape.image_size)? },
@@ -218,7 +215,9 @@ fn preprocessing(gguf: &Gguf, shape: &vit::Shape, linear: bool) -> Result<Prepro
             gguf.name()
         ),
     };
-    Ok(Preprocess { image_size: shape.image_size, mean, std, fit, filter: Filter::Bicubic })
+    let preprocess = Preprocess { image_size: shape.image_size, mean, std, fit, filter: Filter::Bicubic };
+    preprocess.validate().map_err(|e| e.context(gguf.name()))?;
+    Ok(preprocess)
 }
 
 /// The flat list of the file as (width, height) pairs.

@@ -5,7 +5,7 @@ mod sampling;
 
 use super::arguments::unescape;
 use crate::blocks::kv_cache::KvType;
-use crate::media::{self, DecodeOptions, Filter, preprocess::Fit};
+use crate::media::{self, DecodeOptions, Filter};
 use crate::pipelines::{Cancel, Engine, EngineOptions, Finish, Generation, Session, SessionOptions, find_mmproj};
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Error, ErrorKind, Result, bail};
@@ -102,7 +102,7 @@ pub struct Args {
 
     /// How pictures are fitted, in place of the model's rule: crop, pad, squash or anyres
     #[arg(long, value_name = "RULE")]
-    image_fit: Option<Fit>,
+    image_fit: Option<String>,
 
     /// Filter that pictures are resized with: bicubic, bilinear, lanczos or box
     #[arg(long, value_name = "FILTER")]

@@ -23,8 +23,8 @@ pub struct EngineOptions {
     pub n_threads: Option<usize>,
     /// A built-in chat template's name or Jinja text in place of the model's own.
     pub chat_template: Option<String>,
-    /// How pictures are fitted, in place of the model's own rule.
-    pub image_fit: Option<Fit>,
+    /// How pictures are fitted, in place of the model's own rule: `crop`, `pad`, `squash` or `anyres`.
+    pub image_fit: Option<String>,
     /// The filter that pictures are resized with, in place of bicubic.
     pub image_filter: Option<Filter>,
 }
@@ -81,7 +81,9 @@ impl Engine {
         }
         if let Some(vision) = &mut vision {
             let mut preprocess = vision.preprocess().clone();
-            preprocess.fit = options.image_fit.clone().unwrap_or(preprocess.fit);
+            if let Some(name) = &options.image_fit {
+                preprocess.fit = Fit::named(name, preprocess.mean, preprocess.image_size)?;
+            }
             preprocess.filter = options.image_filter.unwrap_or(preprocess.filter);
             vision.set_preprocess(preprocess);
         }
@@ -155,12 +157,13 @@ impl Engine {
         &self,
         image: &Image,
         cancel: Option<&super::Cancel>,
-        progress: Option<&mut dyn FnMut(f32)>,
+        mut progress: Option<&mut dyn FnMut(f32)>,
     ) -> Result<Arc<EncodedImage>> {
         let mut activations = Activations::default();
+        let mut report = |done: f32| progress.iter_mut().for_each(|progress| progress(done));
         let mut cx = Cx::new(&self.device, &mut activations);
         cx.cancel = cancel.map(super::Cancel::flag);
-        cx.progress = progress;
+        cx.progress = Some(&mut report);
         self.encode(&mut cx, image, "")
     }
 
