@@ -113,7 +113,7 @@ pub struct Args {
     background: [u8; 3],
 
     #[command(flatten)]
-    sampling: sampling::Args,
+    sampling: sampling::SamplingArgs,
 
     /// Print one JSON object with the answer, token counts and timings
     #[arg(long)]

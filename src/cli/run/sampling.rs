@@ -6,7 +6,7 @@ use crate::{Result, bail};
 /// How tokens are chosen.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Sampling")]
-pub struct Args {
+pub struct SamplingArgs {
     /// Seed of the random numbers; -1: a new one each time
     #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true)]
     seed: i64,
@@ -96,7 +96,7 @@ pub struct Args {
     ignore_eos: bool,
 }
 
-impl Args {
+impl SamplingArgs {
     /// The sampler's parameters.
     pub fn params(&self) -> Result<SamplerParams> {
         Ok(SamplerParams { temp: self.temp, ..SamplerParams::default() })
