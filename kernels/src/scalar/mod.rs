@@ -1,6 +1,10 @@
 //! The scalar kernels: complete, plain, and the specification of every other level.
 
-mod math;
+pub(crate) mod activation;
+mod attention;
+mod elementwise;
+pub(crate) mod norm;
+mod rope;
 
 use crate::{Dtype, Kernels, Level};
 
@@ -9,16 +13,18 @@ pub fn table() -> Kernels {
     Kernels {
         level: Level::Scalar,
         dequantize,
-        rms_norm: math::rms_norm,
-        layer_norm: math::layer_norm,
-        silu_mul: math::silu_mul,
-        silu: math::silu,
-        gelu_erf: math::gelu_erf,
-        gelu_tanh: math::gelu_tanh,
-        gelu_quick: math::gelu_quick,
-        add: math::add,
-        to_f16: math::to_f16,
-        rope: math::rope,
+        rms_norm: norm::rms_norm,
+        layer_norm: norm::layer_norm,
+        silu_mul: activation::silu_mul,
+        silu: activation::silu,
+        gelu_erf: activation::gelu_erf,
+        gelu_tanh: activation::gelu_tanh,
+        gelu_quick: activation::gelu_quick,
+        add: elementwise::add,
+        to_f16: elementwise::to_f16,
+        from_f16: elementwise::from_f16,
+        rope: rope::rope,
+        attend: attention::attend,
     }
 }
 
