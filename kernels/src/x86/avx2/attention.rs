@@ -4,7 +4,7 @@
 //! blocking over rows never shows in the result.
 
 use super::activation::exp_negative;
-use super::{LANES, load, store};
+use super::{LANES, load_floats, store_floats};
 use crate::attention::{KEY_TILE, Rows, Tile};
 use std::arch::x86_64::*;
 
@@ -68,9 +68,9 @@ fn scores<const R: usize>(q: &[[f32; LANES]], k: &[[f32; LANES]], width: usize, 
         let k: [&[[f32; LANES]]; 4] = std::array::from_fn(|i| &k[i * width..][..width]);
         let mut sums = [[_mm256_setzero_ps(); 4]; R];
         for d in 0..width {
-            let k4 = [load(&k[0][d]), load(&k[1][d]), load(&k[2][d]), load(&k[3][d])];
+            let k4 = [load_floats(&k[0][d]), load_floats(&k[1][d]), load_floats(&k[2][d]), load_floats(&k[3][d])];
             for i in 0..R {
-                let q = load(&q[i][d]);
+                let q = load_floats(&q[i][d]);
                 for c in 0..4 {
                     sums[i][c] = _mm256_fmadd_ps(q, k4[c], sums[i][c]);
                 }
@@ -81,7 +81,7 @@ fn scores<const R: usize>(q: &[[f32; LANES]], k: &[[f32; LANES]], width: usize, 
             let pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
             let four = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps::<1>(pairs));
             let to: &mut [f32; 4] = &mut p[i][j / 2].as_chunks_mut().0[j % 2];
-            // SAFETY: the reference covers the 16 bytes written; the store needs no alignment.
+            // SAFETY: the reference covers the 16 bytes written; the store_floats needs no alignment.
             unsafe { _mm_storeu_ps(to.as_mut_ptr(), four) };
         }
     }
@@ -93,7 +93,7 @@ fn scores<const R: usize>(q: &[[f32; LANES]], k: &[[f32; LANES]], width: usize, 
 #[inline]
 fn softmax(p: &mut Scores, n: usize, max: &mut f32, sum: &mut f32) -> f32 {
     p.as_flattened_mut()[n..].fill(f32::NEG_INFINITY);
-    let [a, b, c, d] = [load(&p[0]), load(&p[1]), load(&p[2]), load(&p[3])];
+    let [a, b, c, d] = [load_floats(&p[0]), load_floats(&p[1]), load_floats(&p[2]), load_floats(&p[3])];
     let top = _mm256_max_ps(_mm256_max_ps(a, b), _mm256_max_ps(c, d));
     let top = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps::<1>(top));
     let top = _mm_max_ps(top, _mm_movehl_ps(top, top));
@@ -106,9 +106,9 @@ fn softmax(p: &mut Scores, n: usize, max: &mut f32, sum: &mut f32) -> f32 {
     let top = _mm256_set1_ps(*max);
     let mut total = _mm256_setzero_ps();
     for p in &mut p[..n.div_ceil(LANES)] {
-        let e = exp_negative(_mm256_sub_ps(load(p), top));
+        let e = exp_negative(_mm256_sub_ps(load_floats(p), top));
         total = _mm256_add_ps(total, e);
-        store(p, e);
+        store_floats(p, e);
     }
     for p in &mut p[n.div_ceil(LANES)..] {
         *p = [0.0; LANES];
@@ -160,7 +160,7 @@ fn add_columns<const R: usize, const C: usize>(
     let mut sums = [[_mm256_setzero_ps(); C]; R];
     for i in 0..R {
         for c in 0..C {
-            sums[i][c] = _mm256_mul_ps(load(&acc[i * width + at + c]), _mm256_set1_ps(shrink[i]));
+            sums[i][c] = _mm256_mul_ps(load_floats(&acc[i * width + at + c]), _mm256_set1_ps(shrink[i]));
         }
     }
     for (j, v) in v.chunks_exact(width).take(n.min(KEY_TILE)).enumerate() {
@@ -168,13 +168,13 @@ fn add_columns<const R: usize, const C: usize>(
         for i in 0..R {
             let p = _mm256_set1_ps(p[i].as_flattened()[j]);
             for c in 0..C {
-                sums[i][c] = _mm256_fmadd_ps(p, load(&v[c]), sums[i][c]);
+                sums[i][c] = _mm256_fmadd_ps(p, load_floats(&v[c]), sums[i][c]);
             }
         }
     }
     for i in 0..R {
         for c in 0..C {
-            store(&mut acc[i * width + at + c], sums[i][c]);
+            store_floats(&mut acc[i * width + at + c], sums[i][c]);
         }
     }
 }
