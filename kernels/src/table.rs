@@ -1,6 +1,8 @@
 //! The dispatch table: one struct of function pointers, chosen once for the processor at hand.
 
 use crate::Dtype;
+use crate::attention::{Rows, Tile};
+use crate::panel::{Columns, FloatPanel, Form, PANEL_ROWS, Panel};
 use crate::scalar;
 use std::sync::OnceLock;
 
@@ -20,6 +22,23 @@ pub struct Kernels {
     pub level: Level,
     /// Expands whole blocks of a runnable type to floats.
     pub dequantize: fn(Dtype, &[u8], &mut [f32]),
+    /// Fills a panel from 16 rows, each of the same whole blocks of a quantized type (at most [`PANEL_COLS`] weights).
+    ///
+    /// [`PANEL_COLS`]: crate::panel::PANEL_COLS
+    pub unpack: fn(Dtype, &[&[u8]; PANEL_ROWS], &mut Panel),
+    /// Fills a panel from 16 rows, each of the same number (at most [`FLOAT_COLS`]) of F32, F16 or BF16 weights.
+    ///
+    /// [`FLOAT_COLS`]: crate::panel::FLOAT_COLS
+    pub unpack_float: fn(Dtype, &[&[u8]; PANEL_ROWS], &mut FloatPanel),
+    /// Rounds activations to 8 bits: (x, q, scale, sum16, sum32), the outputs as in [`Columns`].
+    pub quantize: fn(&[f32], &mut [i8], &mut [f32], &mut [f32], &mut [f32]),
+    /// Adds to `acc: [n_tokens][row]` the product of a panel's first `n` columns with the columns of `x` from `first` on:
+    /// (form, panel, n, x, first, acc). Group by group, `acc = fma(scale_w · scale_x, Σ q_w q_x, acc)` and, for unsigned
+    /// quants, `acc = fma(−min_w, scale_x · Σ q_x, acc)`.
+    pub dot: fn(Form, &Panel, usize, Columns<'_>, usize, &mut [[f32; PANEL_ROWS]]),
+    /// Adds to `acc: [n_tokens][row]` the product of a panel's first `n` columns with those of `x: [n_tokens, n_cols]` from
+    /// `first` on: (panel, n, x, n_cols, first, acc). The product is one chain of fused multiply-adds from 0 in column order.
+    pub dot_float: fn(&FloatPanel, usize, &[f32], usize, usize, &mut [[f32; PANEL_ROWS]]),
     /// `y = x / sqrt(mean(x²) + eps) · w`. (x, w, eps, y), all of one length.
     pub rms_norm: fn(&[f32], &[f32], f32, &mut [f32]),
     /// `y = (x - mean) / sqrt(var + eps) · w + b`. (x, w, b, eps, y), all of one length.
@@ -40,10 +59,51 @@ pub struct Kernels {
     pub to_f16: fn(&[f32], &mut [u16]),
     /// Rotates neighbouring pairs `(x[2i], x[2i+1])` by `(cos[i], sin[i])`.
     pub rope: fn(&mut [f32], &[f32], &[f32]),
+    /// Expands F16 bits to floats.
+    pub from_f16: fn(&[u16], &mut [f32]),
+    /// Advances query rows by one tile of keys and values: the inner step of [`crate::attention()`].
+    pub attend: fn(&mut Rows<'_>, &Tile<'_>),
 }
 
-/// The table for this processor. `MMQ_LEVEL` (`scalar`, `avx2`) asks for a lower level than the best.
+impl Level {
+    /// Every level, from the plainest on.
+    pub const ALL: [Level; 2] = [Level::Scalar, Level::Avx2];
+
+    /// The name that `MMQ_LEVEL` takes.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Level::Scalar => "scalar",
+            Level::Avx2 => "avx2",
+        }
+    }
+}
+
+/// The table of each level that this processor supports, from scalar to the best.
+pub fn levels() -> Vec<Kernels> {
+    #[allow(unused_mut)]
+    let mut tables = vec![scalar::table()];
+    #[cfg(target_arch = "x86_64")]
+    crate::x86::extend(&mut tables);
+    tables
+}
+
+/// The table for this processor. `MMQ_LEVEL` (`scalar`, `avx2`) asks for a lower level than the best; a level that is
+/// unknown or not supported is reported once on stderr, and the best supported one below it is used.
 pub fn kernels() -> &'static Kernels {
     static TABLE: OnceLock<Kernels> = OnceLock::new();
-    TABLE.get_or_init(scalar::table)
+    TABLE.get_or_init(|| {
+        let tables = levels();
+        let best = tables[tables.len() - 1];
+        let Some(asked) = std::env::var_os("MMQ_LEVEL") else { return best };
+        let Some(level) = Level::ALL.into_iter().find(|l| *l.name() == asked) else {
+            let known = Level::ALL.map(Level::name).join(", ");
+            eprintln!("MMQ_LEVEL: unknown level {asked:?} (known: {known}); using {}", best.level.name());
+            return best;
+        };
+        let chosen = tables.into_iter().rfind(|t| t.level <= level).unwrap_or(best);
+        if chosen.level != level {
+            eprintln!("MMQ_LEVEL: no {} on this processor; using {}", level.name(), chosen.level.name());
+        }
+        chosen
+    })
 }

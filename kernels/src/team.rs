@@ -1,40 +1,261 @@
 //! The thread team: a fixed number of threads that run one region at a time.
+//!
+//! A region costs well under a microsecond when its workers still spin from the one before, which is what a forward pass
+//! of hundreds of regions needs. Workers that find nothing to do for [`SPIN`] park, so that an idle team costs nothing.
 
+use std::any::Any;
+use std::cell::{Cell, UnsafeCell};
+use std::marker::PhantomData;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+/// How long a thread spins before it parks.
+const SPIN: Duration = Duration::from_micros(20);
+/// More threads than this are not started.
+const MAX_THREADS: usize = 256;
+/// In [`Shared::turn`]: the workers shall end.
+const STOP: u64 = u32::MAX as u64;
+
+thread_local! {
+    /// Whether this thread is inside a part.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Threads that work on one region together. Results never depend on how many there are.
+///
+/// Parts are assigned statically: with `t` threads, part `i` belongs to thread `i % t`. Regions of several callers run one
+/// after the other; a region that is started from inside a part runs on the thread that started it.
 pub struct Team {
-    n_threads: usize,
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// Held by the caller whose region runs.
+    turn: Mutex<()>,
+}
+
+struct Shared {
+    /// Count of regions in the upper half, threads that take part in the newest one in the lower half.
+    turn: AtomicU64,
+    /// The newest region. Written by the caller while no worker takes part in any.
+    region: UnsafeCell<Option<Region>>,
+    /// Workers that have not finished the newest region.
+    pending: AtomicUsize,
+    /// What the first part to panic panicked with.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+struct Region {
+    f: *const (dyn Fn(usize) + Sync),
+    n_parts: usize,
+    caller: Thread,
+}
+
+// SAFETY: `region` is written only while no worker takes part in a region and read only by those that do; the release
+// store to `turn` and the release decrement of `pending` order the two. `Region::f` points to a `Sync` closure.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the raw pointer in `region` is not used outside a region.
+unsafe impl Send for Shared {}
+
+impl Shared {
+    /// Runs the parts of thread `index` of `n_threads`. A panic is kept for the caller and ends this thread's parts.
+    fn work(&self, f: &(dyn Fn(usize) + Sync), n_parts: usize, index: usize, n_threads: usize) {
+        let outer = INSIDE.replace(true);
+        let result = catch_unwind(AssertUnwindSafe(|| (index..n_parts).step_by(n_threads).for_each(f)));
+        INSIDE.set(outer);
+        if let Err(payload) = result {
+            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
+        }
+    }
+
+    /// The life of worker `index`.
+    fn serve(&self, index: usize) {
+        let mut last = 0;
+        loop {
+            wait(|| self.turn.load(Ordering::Acquire) != last);
+            last = self.turn.load(Ordering::Acquire);
+            let n_threads = (last & STOP) as usize;
+            if last & STOP == STOP {
+                return;
+            }
+            if index >= n_threads {
+                continue;
+            }
+            // SAFETY: this worker takes part in the region, so the caller does not write until `pending` says it is done.
+            let region = unsafe { (*self.region.get()).as_ref() }.expect("a region was written before its turn");
+            let caller = region.caller.clone();
+            // SAFETY: the caller keeps the closure alive until `pending` is zero.
+            self.work(unsafe { &*region.f }, region.n_parts, index, n_threads);
+            if self.pending.fetch_sub(1, Ordering::AcqRel) == 1 {
+                caller.unpark();
+            }
+        }
+    }
+}
+
+/// Spins for a while, then parks, until `ready`. Whoever makes it ready unparks this thread.
+fn wait(ready: impl Fn() -> bool) {
+    let mut start = None;
+    loop {
+        for _ in 0..64 {
+            if ready() {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        if start.get_or_insert_with(Instant::now).elapsed() > SPIN {
+            while !ready() {
+                thread::park();
+            }
+            return;
+        }
+    }
 }
 
 impl Team {
-    /// A team of `n_threads` (at least one), the caller included.
+    /// A team of `n_threads`, the caller included: at least one, and fewer than asked for where the system refuses to
+    /// start more.
     pub fn new(n_threads: usize) -> Team {
-        Team { n_threads: n_threads.max(1) }
+        let shared = Arc::new(Shared {
+            turn: AtomicU64::new(0),
+            region: UnsafeCell::new(None),
+            pending: AtomicUsize::new(0),
+            panic: Mutex::new(None),
+        });
+        let workers = (1..n_threads.min(MAX_THREADS)).map_while(|index| {
+            let shared = Arc::clone(&shared);
+            thread::Builder::new().name(format!("mmq-{index}")).spawn(move || shared.serve(index)).ok()
+        });
+        Team { workers: workers.collect(), shared, turn: Mutex::new(()) }
     }
 
     /// How many threads take part.
     pub fn n_threads(&self) -> usize {
-        self.n_threads
+        self.workers.len() + 1
     }
 
     /// Runs `f(part)` once for every part in `0..n_parts` and returns when all are done.
+    ///
+    /// # Panics
+    /// If a part panics: with its payload, once every thread has stopped. Parts of the same thread that were to follow
+    /// are then not run. The team stays usable.
     pub fn run(&self, n_parts: usize, f: &(dyn Fn(usize) + Sync)) {
-        (0..n_parts).for_each(f);
+        let n_threads = self.n_threads().min(n_parts);
+        if n_threads <= 1 || INSIDE.get() {
+            return (0..n_parts).for_each(f);
+        }
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = &*self.shared;
+        // SAFETY: only the lifetime is erased; this function returns after the last worker has dropped the reference.
+        let f_static: *const (dyn Fn(usize) + Sync) =
+            unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(f) };
+        // SAFETY: this thread holds the turn and the region before has ended, so no worker reads.
+        unsafe { *shared.region.get() = Some(Region { f: f_static, n_parts, caller: thread::current() }) };
+        shared.pending.store(n_threads - 1, Ordering::Relaxed);
+        let count = (shared.turn.load(Ordering::Relaxed) >> 32).wrapping_add(1);
+        shared.turn.store(count << 32 | n_threads as u64, Ordering::Release);
+        for worker in &self.workers[..n_threads - 1] {
+            worker.thread().unpark();
+        }
+        shared.work(f, n_parts, 0, n_threads);
+        wait(|| shared.pending.load(Ordering::Acquire) == 0);
+        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(turn);
+        if let Some(payload) = panic {
+            resume_unwind(payload);
+        }
     }
 
     /// Splits `0..n` into at most [`Team::n_threads`] contiguous ranges whose bounds are multiples of `step`, and runs
     /// `f` on each of them at the same time.
+    ///
+    /// # Panics
+    /// If `step` is zero, and as [`Team::run`].
     pub fn split(&self, n: usize, step: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
         let steps = n.div_ceil(step);
-        let parts = self.n_threads.min(steps);
+        let parts = self.n_threads().min(steps);
         self.run(parts, &|i| f(steps * i / parts * step..(steps * (i + 1) / parts * step).min(n)));
     }
 
-    /// Runs `f(row, chunk)` for each chunk of `len` elements of `data`, in parallel: rows of a matrix.
+    /// Runs `f(row, chunk)` for each chunk of `len` elements of `data`, in parallel: rows of a matrix. The last one is
+    /// shorter if `len` does not divide the length.
+    ///
+    /// # Panics
+    /// If `len` is zero, and as [`Team::run`].
     pub fn rows<T: Send>(&self, data: &mut [T], len: usize, f: &(dyn Fn(usize, &mut [T]) + Sync)) {
-        for (i, row) in data.chunks_mut(len).enumerate() {
-            f(i, row);
+        let n = data.len();
+        let data = Disjoint::new(data);
+        self.split(n.div_ceil(len), 1, &|rows| {
+            for row in rows {
+                // SAFETY: rows do not overlap, and `split` gives each to one part.
+                f(row, unsafe { data.get(row * len..((row + 1) * len).min(n)) });
+            }
+        });
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.shared.turn.store(STOP, Ordering::Release);
+        for worker in &self.workers {
+            worker.thread().unpark();
+        }
+        for worker in self.workers.drain(..) {
+            // A worker catches what its parts panic with, so there is no payload to pass on.
+            let _ = worker.join();
         }
     }
+}
+
+/// A slice that several parts write at once, each to elements of its own.
+pub(crate) struct Disjoint<'a, T> {
+    data: *mut T,
+    len: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: access is by `get` alone, whose caller promises that no two threads reach the same element.
+unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+
+impl<'a, T> Disjoint<'a, T> {
+    pub(crate) fn new(slice: &'a mut [T]) -> Disjoint<'a, T> {
+        Disjoint { data: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
+    }
+
+    /// The elements of `range`.
+    ///
+    /// # Safety
+    /// No other slice that is in use may overlap it.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn get(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        // SAFETY: the range lies inside the borrowed slice, and the caller vouches that nothing else refers to it.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(range.start), range.len()) }
+    }
+}
+
+/// How many threads are worth using here: the processors this process may run on, but no more than there are physical
+/// cores, where the system tells (Linux).
+pub fn default_threads() -> usize {
+    let available = thread::available_parallelism().map_or(1, |n| n.get());
+    physical_cores().map_or(available, |cores| available.min(cores))
+}
+
+#[cfg(target_os = "linux")]
+fn physical_cores() -> Option<usize> {
+    let mut cores = std::collections::HashSet::new();
+    for entry in std::fs::read_dir("/sys/devices/system/cpu").ok()?.flatten() {
+        // The threads of one core list the same siblings; folders without the file are no processors.
+        if let Ok(siblings) = std::fs::read_to_string(entry.path().join("topology/thread_siblings_list")) {
+            cores.insert(siblings);
+        }
+    }
+    (!cores.is_empty()).then_some(cores.len())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn physical_cores() -> Option<usize> {
+    None
 }

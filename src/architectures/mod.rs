@@ -1,1 +1,144 @@
-//! architectures
+//! The registry: one file for each architecture, one line here.
+
+pub mod llama;
+pub mod llava;
+
+use crate::blocks::kv_cache::{KvCache, KvType};
+use crate::gguf::Gguf;
+use crate::media::Image;
+use crate::media::preprocess::{Fit, Preprocess};
+use crate::ops::Cx;
+use crate::{Result, bail};
+
+/// Every architecture that mmq runs.
+pub const ARCHITECTURES: &[&Architecture] = &[&llama::ARCH, &llava::ARCH];
+
+/// An architecture: how to recognise its files and how to load them.
+pub struct Architecture {
+    /// Its name, as in the registry's fixtures.
+    pub name: &'static str,
+    /// Whether a file is of this architecture.
+    pub matches: fn(&Gguf) -> bool,
+    /// Loads it.
+    pub load: fn(&Gguf) -> Result<Model>,
+}
+
+/// A loaded part of a system.
+pub enum Model {
+    /// A decoder of text.
+    Text(Box<dyn TextModel>),
+    /// A vision encoder with its projector.
+    Vision(Box<dyn VisionModel>),
+}
+
+/// Which logits a pass should compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// None: more of the prompt follows.
+    None,
+    /// Those after the last token.
+    Last,
+    /// Those after every token.
+    All,
+}
+
+/// A decoder of text: immutable, shared between sessions.
+pub trait TextModel: Send + Sync {
+    /// What it is, in a few words: `LLaMA, 30 layers of 576`.
+    fn describe(&self) -> String;
+    /// Width of its embeddings.
+    fn n_embd(&self) -> usize;
+    /// Size of its vocabulary.
+    fn n_vocab(&self) -> usize;
+    /// The context that it was trained with, in tokens.
+    fn n_ctx_train(&self) -> usize;
+    /// An empty cache for at most `n_ctx` tokens.
+    fn new_cache(&self, n_ctx: usize, kv_type: KvType) -> KvCache;
+    /// Appends the embeddings of `tokens` to `out`: `[n_tokens, n_embd]`. Each token must be below [`TextModel::n_vocab`].
+    fn embed(&self, tokens: &[u32], out: &mut Vec<f32>);
+    /// Takes embeddings `x: [n_tokens, n_embd]`, which follow what is in the cache, through the model, adds them to the
+    /// cache and writes `[1 or n_tokens, n_vocab]` logits. When cancelled, the cache is as it was before.
+    fn forward(
+        &self,
+        cx: &mut Cx<'_>,
+        x: &mut [f32],
+        cache: &mut KvCache,
+        which: Logits,
+        logits: &mut Vec<f32>,
+    ) -> Result<()>;
+}
+
+/// A vision encoder with its projector: immutable, shared between sessions.
+pub trait VisionModel: Send + Sync {
+    /// What it is, in a few words.
+    fn describe(&self) -> String;
+    /// Width of the rows that it makes: the text model's `n_embd`.
+    fn n_embd(&self) -> usize;
+    /// Its preprocessing.
+    fn preprocess(&self) -> &Preprocess;
+    /// Overrides how pictures are fitted, for comparison with other programs.
+    fn set_preprocess(&mut self, preprocess: Preprocess);
+    /// Encodes a picture to the rows that stand for it in the prompt: `[n_image_tokens, n_embd]`. `name` is appended to
+    /// the names of traced activations.
+    fn encode(&self, cx: &mut Cx<'_>, image: &Image, name: &str) -> Result<Vec<f32>>;
+    /// Whether tiles may be cut ([`Fit::Anyres`]).
+    fn tiles(&self) -> bool {
+        matches!(self.preprocess().fit, Fit::Anyres { .. })
+    }
+}
+
+/// The architectures that a file holds a part of: usually one; a text model and its mmproj may share a file.
+pub fn of(gguf: &Gguf) -> impl Iterator<Item = &'static Architecture> {
+    ARCHITECTURES.iter().copied().filter(move |arch| (arch.matches)(gguf))
+}
+
+/// Loads the text model of a file.
+pub fn load_text(gguf: &Gguf) -> Result<Box<dyn TextModel>> {
+    for arch in of(gguf) {
+        if let Model::Text(model) = (arch.load)(gguf)? {
+            return Ok(model);
+        }
+    }
+    refuse(gguf, "text model")
+}
+
+/// Loads the vision encoder and projector of a file.
+pub fn load_vision(gguf: &Gguf) -> Result<Box<dyn VisionModel>> {
+    for arch in of(gguf) {
+        if let Model::Vision(model) = (arch.load)(gguf)? {
+            return Ok(model);
+        }
+    }
+    refuse(gguf, "vision encoder (mmproj)")
+}
+
+/// What mmq can do with a file, or an error that says why it can do nothing.
+pub fn check(gguf: &Gguf) -> Result<String> {
+    let parts = of(gguf).map(|arch| (arch.load)(gguf)).collect::<Result<Vec<_>>>()?;
+    if parts.is_empty() {
+        return refuse(gguf, "model that mmq knows");
+    }
+    let described = parts.iter().map(|part| match part {
+        Model::Text(model) => format!("runs: {}", model.describe()),
+        Model::Vision(model) => format!("runs beside a text model {} wide: {}", model.n_embd(), model.describe()),
+    });
+    Ok(described.collect::<Vec<_>>().join("; "))
+}
+
+fn refuse<T>(gguf: &Gguf, wanted: &str) -> Result<T> {
+    let known = ARCHITECTURES.iter().map(|a| a.name).collect::<Vec<_>>().join(", ");
+    match gguf.metadata().str("general.architecture")? {
+        Some(arch) => {
+            let projector = match gguf.metadata().str("clip.projector_type")? {
+                Some(projector) => format!(" with projector \"{projector}\""),
+                None => String::new(),
+            };
+            bail!(
+                Unsupported,
+                "{}: expected a {wanted}, but the architecture is \"{arch}\"{projector}; mmq runs {known}",
+                gguf.name()
+            )
+        }
+        None => bail!(Unsupported, "{}: general.architecture is missing; mmq runs {known}", gguf.name()),
+    }
+}

@@ -1,1 +1,7 @@
-//! blocks
+//! Parts that architectures are put together from. A block knows tensors by the names it is given, and no architecture.
+
+pub mod decoder;
+pub mod kv_cache;
+pub mod projector;
+pub mod rope;
+pub mod vit;

@@ -1,6 +1,8 @@
 //! The `mmq` program: arguments in, text out. No tensor type in sight.
 
+mod arguments;
 mod inspect;
+mod run;
 mod tokenize;
 mod verify;
 
@@ -18,6 +20,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Run(Box<run::Args>),
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Verify(verify::Args),
@@ -25,8 +28,9 @@ enum Command {
 
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(arguments::long_spelling(std::env::args_os()));
     let result: Result<()> = match cli.command {
+        Command::Run(args) => run::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Verify(args) => verify::run(&args),
@@ -34,7 +38,9 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            if error.kind() != ErrorKind::Cancelled {
+                eprintln!("error: {error}");
+            }
             exit_code(error.kind())
         }
     }

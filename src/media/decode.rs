@@ -1,7 +1,29 @@
-//! Files and `data:` URLs to pixels.
+//! Files and `data:` URLs to pixels. The formats' own decoding is the `image` crate's; here are the limits, the
+//! orientation, the ways to 8-bit RGB, and messages that name the picture.
+//!
+//! Ways to 8-bit RGB: 16-bit values are v/257 rounded; transparent pixels are laid over the background in 8 bits with
+//! exact rounding (Pillow's `background.paste(picture, mask=alpha)`); colour profiles are not applied, as the models'
+//! own preprocessing does not.
 
-use crate::Result;
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use image::metadata::Orientation;
+use image::{ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
+
+use crate::error::{Error, ErrorKind, Result, bail};
 use crate::media::Image;
+
+/// The formats that [`decode`] reads, for messages.
+pub const FORMATS: &str = "JPEG, PNG, WebP, GIF, BMP and TIFF";
+
+/// Longest side of a picture: beyond it, the tables of a resize would outgrow the picture.
+const MAX_SIDE: u32 = 1 << 20;
 
 /// How to decode, and how large a picture may be.
 #[derive(Clone, Debug)]
@@ -18,14 +40,275 @@ impl Default for DecodeOptions {
     }
 }
 
-/// Decodes a picture; `name` stands for it in messages.
-#[allow(unused_variables)]
+impl DecodeOptions {
+    /// Most bytes that a file may have: what its pixels take uncompressed at 16 bits and four channels, and some for
+    /// metadata.
+    fn max_bytes(&self) -> u64 {
+        self.max_pixels.saturating_mul(8).saturating_add(16 << 20)
+    }
+}
+
+/// Decodes a picture; `name` stands for it in messages. The first frame of an animation; turned upright as its EXIF
+/// or TIFF orientation says.
+///
+/// Errors: `Unsupported` for a format outside [`FORMATS`], `Memory` beyond the limits, `Format` for damage.
 pub fn decode(name: &str, data: &[u8], options: &DecodeOptions) -> Result<Image> {
-    todo!()
+    if data.is_empty() {
+        bail!(Format, "{name}: the file is empty");
+    }
+    let format = format_of(name, data)?;
+    // The last guard: a decoder's own bug on hostile bytes must not take the program with it.
+    match catch_unwind(AssertUnwindSafe(|| decode_as(format, name, data, options))) {
+        Ok(result) => result,
+        Err(_) => bail!(Format, "{name}: damaged {}: the decoder gave up", label(format)),
+    }
 }
 
 /// Reads a picture from a path, `-` (standard input) or a `data:` URL.
-#[allow(unused_variables)]
 pub fn load(source: &str, options: &DecodeOptions) -> Result<Image> {
-    todo!()
+    if source == "-" {
+        let data = read_capped("standard input", std::io::stdin().lock(), options)?;
+        return decode("standard input", &data, options);
+    }
+    if source.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:")) {
+        return load_data_url(&source[5..], options);
+    }
+    let file = File::open(source).map_err(|error| Error::io(source, &error))?;
+    let data = read_capped(source, file, options)?;
+    decode(source, &data, options)
+}
+
+/// A colour from `#rrggbb`, `rrggbb` or one of `white`, `black`, `grey`; `Usage` for anything else.
+pub fn parse_color(text: &str) -> Result<[u8; 3]> {
+    let hex = match text {
+        "white" => "ffffff",
+        "black" => "000000",
+        "grey" | "gray" => "808080",
+        _ => text.strip_prefix('#').unwrap_or(text),
+    };
+    match u32::from_str_radix(hex, 16) {
+        Ok(rgb) if hex.len() == 6 && !hex.starts_with('+') => Ok([(rgb >> 16) as u8, (rgb >> 8) as u8, rgb as u8]),
+        _ => bail!(Usage, "colour \"{text}\" is neither #rrggbb nor one of white, black, grey"),
+    }
+}
+
+fn read_capped(name: &str, from: impl Read, options: &DecodeOptions) -> Result<Vec<u8>> {
+    let max = options.max_bytes();
+    let mut data = Vec::new();
+    from.take(max.saturating_add(1)).read_to_end(&mut data).map_err(|error| Error::io(name, &error))?;
+    if data.len() as u64 > max {
+        bail!(Memory, "{name}: more than {max} bytes, the most for a picture of {} pixels", options.max_pixels);
+    }
+    Ok(data)
+}
+
+/// Decodes what follows `data:` in such a URL (RFC 2397): `[type][;parameter]*[;base64],payload`.
+fn load_data_url(url: &str, options: &DecodeOptions) -> Result<Image> {
+    let Some((head, payload)) = url.split_once(',') else {
+        bail!(Format, "data: URL: no comma between its type and its data");
+    };
+    let kind: String = head.split(';').next().unwrap_or("").chars().take(40).collect();
+    let name = if kind.is_empty() { "data: URL".to_owned() } else { format!("data: URL ({kind})") };
+    if payload.len() as u64 > options.max_bytes().saturating_mul(3) {
+        bail!(Memory, "{name}: {} characters, more than any picture of {} pixels", payload.len(), options.max_pixels);
+    }
+    let bytes = unescape(&name, payload)?;
+    let base64 = head.rsplit(';').next().is_some_and(|last| last.trim().eq_ignore_ascii_case("base64"));
+    if !base64 {
+        return decode(&name, &bytes, options);
+    }
+    // URLs are wrapped by mailers and shells, often lose their padding, and some writers use the URL-safe alphabet.
+    let text: Vec<u8> = bytes
+        .iter()
+        .filter(|byte| !byte.is_ascii_whitespace())
+        .map(|byte| match byte {
+            b'-' => b'+',
+            b'_' => b'/',
+            other => *other,
+        })
+        .collect();
+    let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    match GeneralPurpose::new(&alphabet::STANDARD, config).decode(text) {
+        Ok(data) => decode(&name, &data, options),
+        Err(error) => bail!(Format, "{name}: not base64: {error}"),
+    }
+}
+
+/// Undoes `%xx`.
+fn unescape<'a>(name: &str, text: &'a str) -> Result<Cow<'a, [u8]>> {
+    let text = text.as_bytes();
+    if !text.contains(&b'%') {
+        return Ok(Cow::Borrowed(text));
+    }
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let [first, tail @ ..] = rest {
+        if *first != b'%' {
+            out.push(*first);
+            rest = tail;
+            continue;
+        }
+        let digit = |at: usize| tail.get(at).and_then(|byte| char::from(*byte).to_digit(16));
+        let (Some(high), Some(low)) = (digit(0), digit(1)) else {
+            bail!(Format, "{name}: \"%\" without two hexadecimal digits after it");
+        };
+        out.push((high * 16 + low) as u8);
+        rest = &tail[2..];
+    }
+    Ok(Cow::Owned(out))
+}
+
+/// The format by content; the names of common others are known, to say so.
+fn format_of(name: &str, data: &[u8]) -> Result<ImageFormat> {
+    use ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
+    if let Ok(format @ (Jpeg | Png | WebP | Gif | Bmp | Tiff)) = image::guess_format(data) {
+        return Ok(format);
+    }
+    match foreign(data) {
+        Some(other) => bail!(Unsupported, "{name}: {other} is not supported; {FORMATS} are"),
+        None => bail!(Unsupported, "{name}: not a picture in a known format; {FORMATS} are supported"),
+    }
+}
+
+/// What a file of no supported format is, if it says so.
+fn foreign(data: &[u8]) -> Option<&'static str> {
+    if data.get(4..8) == Some(b"ftyp") {
+        return Some(match data.get(8..12) {
+            Some(b"avif" | b"avis") => "AVIF",
+            Some(b"heic" | b"heix" | b"hevc" | b"hevx" | b"heim" | b"heis" | b"mif1" | b"msf1") => "HEIC",
+            Some(b"crx ") => "Canon raw",
+            _ => "video (MP4 or QuickTime)",
+        });
+    }
+    const MAGIC: [(&[u8], &str); 17] = [
+        (b"%PDF", "PDF"),
+        (b"\0\0\0\x0cJXL ", "JPEG XL"),
+        (b"\xff\x0a", "JPEG XL"),
+        (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+        (b"\xff\x4f\xff\x51", "JPEG 2000"),
+        (b"8BPS", "Photoshop (PSD)"),
+        (b"DDS ", "DDS"),
+        (b"\0\0\x01\0", "ICO"),
+        (b"#?RADIANCE", "Radiance HDR"),
+        (b"\x76\x2f\x31\x01", "OpenEXR"),
+        (b"qoif", "QOI"),
+        (b"II+\0", "BigTIFF"),
+        (b"MM\0+", "BigTIFF"),
+        (b"\x1a\x45\xdf\xa3", "video (Matroska or WebM)"),
+        (b"GGUF", "GGUF (a model, not a picture)"),
+        (b"PK\x03\x04", "ZIP"),
+        (b"\x1f\x8b", "gzip"),
+    ];
+    if let Some((_, other)) = MAGIC.iter().find(|(magic, _)| data.starts_with(magic)) {
+        return Some(other);
+    }
+    let head = &data[..data.len().min(1024)];
+    head.windows(4).any(|window| window.eq_ignore_ascii_case(b"<svg")).then_some("SVG")
+}
+
+/// A format's name for people.
+fn label(format: ImageFormat) -> &'static str {
+    match format {
+        ImageFormat::Jpeg => "JPEG",
+        ImageFormat::Png => "PNG",
+        ImageFormat::WebP => "WebP",
+        ImageFormat::Gif => "GIF",
+        ImageFormat::Bmp => "BMP",
+        _ => "TIFF",
+    }
+}
+
+fn decode_as(format: ImageFormat, name: &str, data: &[u8], options: &DecodeOptions) -> Result<Image> {
+    let failed = |error: ImageError| describe(name, format, &error);
+
+    let mut limits = Limits::default();
+    limits.max_image_width = None;
+    limits.max_image_height = None;
+    limits.max_alloc = Some(options.max_bytes());
+    let mut reader = ImageReader::with_format(Cursor::new(data), format);
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(failed)?;
+
+    let (width, height) = decoder.dimensions();
+    if width == 0 || height == 0 {
+        bail!(Format, "{name}: {width}x{height} pixels: an empty picture");
+    }
+    if u64::from(width) * u64::from(height) > options.max_pixels {
+        let pixels = u64::from(width) * u64::from(height);
+        bail!(Memory, "{name}: {width}x{height} is {pixels} pixels, more than the limit of {}", options.max_pixels);
+    }
+    if width > MAX_SIDE || height > MAX_SIDE {
+        bail!(Memory, "{name}: {width}x{height}: no side may be longer than {MAX_SIDE} pixels");
+    }
+    let orientation = orientation(&mut decoder, format, data);
+    let decoded = DynamicImage::from_decoder(decoder).map_err(failed)?;
+    let mut decoded = DynamicImage::ImageRgb8(to_rgb(decoded, options.background));
+    decoded.apply_orientation(orientation);
+    let rgb = decoded.into_rgb8();
+    Ok(Image { width: rgb.width() as usize, height: rgb.height() as usize, rgb: rgb.into_raw() })
+}
+
+fn describe(name: &str, format: ImageFormat, error: &ImageError) -> Error {
+    let format = label(format);
+    match error {
+        ImageError::Limits(_) => {
+            Error::new(ErrorKind::Memory, format!("{name}: this {format} needs more memory than its limit: {error}"))
+        }
+        ImageError::Unsupported(_) => {
+            Error::new(ErrorKind::Unsupported, format!("{name}: {format} of a kind that is not supported: {error}"))
+        }
+        _ => Error::new(ErrorKind::Format, format!("{name}: damaged {format}: {error}")),
+    }
+}
+
+/// How the picture must be turned. Damaged metadata counts as none: the pixels are still good.
+fn orientation(decoder: &mut impl ImageDecoder, format: ImageFormat, data: &[u8]) -> Orientation {
+    if format == ImageFormat::Tiff {
+        return decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    }
+    let mut exif = decoder.exif_metadata().ok().flatten();
+    if exif.is_none() && format == ImageFormat::Png {
+        // The decoder has read up to the pixels only; the chunk may also follow them.
+        exif = png_chunk(data, b"eXIf").map(<[u8]>::to_vec);
+    }
+    // Some writers of WebP and PNG keep JPEG's prefix.
+    exif.as_deref()
+        .and_then(|exif| Orientation::from_exif_chunk(exif.strip_prefix(b"Exif\0\0").unwrap_or(exif)))
+        .unwrap_or(Orientation::NoTransforms)
+}
+
+/// The first chunk of type `kind` in a PNG file.
+fn png_chunk<'a>(data: &'a [u8], kind: &[u8; 4]) -> Option<&'a [u8]> {
+    let mut rest = data.get(8..)?;
+    loop {
+        let (len, tail) = rest.split_first_chunk::<4>()?;
+        let len = u32::from_be_bytes(*len) as usize;
+        let (found, tail) = tail.split_first_chunk::<4>()?;
+        if found == kind {
+            return tail.get(..len);
+        }
+        rest = tail.get(len.checked_add(4)?..)?;
+    }
+}
+
+/// 8-bit RGB with transparent pixels over `background`.
+fn to_rgb(image: DynamicImage, background: [u8; 3]) -> image::RgbImage {
+    match image.color() {
+        ColorType::Rgb8 | ColorType::L8 | ColorType::Rgb16 | ColorType::L16 | ColorType::Rgb32F => image.into_rgb8(),
+        _ => {
+            let rgba = image.into_rgba8();
+            let (width, height) = rgba.dimensions();
+            let mut rgb = Vec::with_capacity(rgba.len() / 4 * 3);
+            for pixel in rgba.as_raw().chunks_exact(4) {
+                rgb.extend((0..3).map(|c| over(pixel[c], background[c], pixel[3])));
+            }
+            image::RgbImage::from_raw(width, height, rgb).expect("three bytes were pushed for each pixel")
+        }
+    }
+}
+
+/// `value` over `background` at `alpha`/255, rounded.
+fn over(value: u8, background: u8, alpha: u8) -> u8 {
+    let sum = u32::from(value) * u32::from(alpha) + u32::from(background) * (255 - u32::from(alpha)) + 128;
+    (((sum >> 8) + sum) >> 8) as u8
 }

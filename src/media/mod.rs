@@ -5,7 +5,7 @@ pub mod preprocess;
 pub mod resize;
 
 pub use decode::{DecodeOptions, decode, load};
-pub use preprocess::{Crops, Preprocess};
+pub use preprocess::{Crops, Fit, Preprocess, select_best_resolution, unpad};
 pub use resize::{Filter, resize};
 
 /// An RGB picture, 8 bits a channel, rows from the top: `rgb` is `[height, width, 3]`.

@@ -1,1 +1,9 @@
-//! pipelines
+//! What interfaces talk to: a loaded [`Engine`], shared and immutable, and a [`Session`], one timeline on it.
+
+mod engine;
+mod prompt;
+mod session;
+
+pub use engine::{Engine, EngineOptions, find_mmproj};
+pub use prompt::{EncodedImage, Piece, Prompt};
+pub use session::{Answer, Cancel, Finish, Generation, Session, SessionOptions};

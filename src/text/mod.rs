@@ -1,6 +1,7 @@
 //! Text: tokenizers from GGUF metadata, samplers and chat templates. Knows no model.
 
 pub mod sampler;
+pub mod stop;
 pub mod template;
 pub mod tokenizer;
 

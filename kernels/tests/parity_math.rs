@@ -1,0 +1,428 @@
+//! Every mathematical entry of the kernel table, at every level of this processor, against references in f64.
+//!
+//! Prints the levels that it ran; `MMQ_REQUIRE_LEVEL=avx2` turns a missing level into a failure.
+
+use half::f16;
+use mmq_kernels::attention::{KEY_CHUNK, KEY_TILE};
+use mmq_kernels::table::levels;
+use mmq_kernels::{Attention, Kernels, Kv, Team, attention_with};
+
+/// A small deterministic generator (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    /// Uniform in ±1.
+    fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    fn floats(&mut self, n: usize, factor: f32) -> Vec<f32> {
+        (0..n).map(|_| self.float() * factor).collect()
+    }
+}
+
+/// Lengths up to two unrolled vectors with every tail, then rows of real models.
+fn lengths() -> impl Iterator<Item = usize> {
+    (1..=34).chain([63, 64, 65, 576, 1000, 4096, 11008])
+}
+
+/// Rows that are hard for floats: zeros, denormals, extremes, constants, wide ranges.
+fn hard_rows(n: usize) -> Vec<Vec<f32>> {
+    let mut random = Random(n as u64);
+    vec![
+        vec![0.0; n],
+        vec![-0.0; n],
+        vec![1e-40; n],
+        vec![f32::MIN_POSITIVE; n],
+        vec![1.0 / 3.0; n],
+        vec![1000.1; n],
+        (0..n).map(|i| if i % 2 == 0 { f32::MAX } else { f32::MIN }).collect(),
+        (0..n).map(|i| 1000.0 + i as f32 * 1e-4).collect(),
+        random.floats(n, 1.0),
+        random.floats(n, 8.0),
+        random.floats(n, 120.0),
+        (0..n).map(|_| random.float() * 10f32.powi((random.next() % 60) as i32 - 30)).collect(),
+    ]
+}
+
+/// Runs `f` on a copy of `x` that begins `offset` elements after an aligned address, and returns the copy; what lies
+/// around it must not change.
+fn misaligned<T: Copy + PartialEq + std::fmt::Debug>(
+    x: &[T],
+    guard: T,
+    offset: usize,
+    f: impl FnOnce(&mut [T]),
+) -> Vec<T> {
+    let mut buffer = vec![guard; x.len() + offset + 9];
+    buffer[offset..offset + x.len()].copy_from_slice(x);
+    f(&mut buffer[offset..offset + x.len()]);
+    assert!(buffer[..offset].iter().chain(&buffer[offset + x.len()..]).all(|v| *v == guard), "wrote outside its slice");
+    buffer[offset..offset + x.len()].to_vec()
+}
+
+#[track_caller]
+fn assert_close(what: &str, level: &Kernels, got: &[f32], want: &[f64], bound: impl Fn(usize, f64) -> f64) {
+    assert_eq!(got.len(), want.len());
+    for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
+        let rounded = w as f32;
+        let ok = if rounded.is_finite() { (f64::from(g) - w).abs() <= bound(i, w) } else { g == rounded };
+        assert!(
+            ok,
+            "{what}, {:?}, {i} of {}: got {g:e}, expected {w:e}, bound {:e}",
+            level.level,
+            got.len(),
+            bound(i, w)
+        );
+    }
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// `Φ(x)`: by its series near zero, else by the continued fraction of its tail.
+fn normal_cdf(x: f64) -> f64 {
+    let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
+    if x.abs() < 3.0 {
+        let (mut term, mut sum) = (x, x);
+        for k in 1..80 {
+            term *= x * x / f64::from(2 * k + 1);
+            sum += term;
+        }
+        return 0.5 + density * sum;
+    }
+    let tail = density / (1..200).rev().fold(x.abs(), |rest, k| x.abs() + f64::from(k) / rest);
+    if x > 0.0 { 1.0 - tail } else { tail }
+}
+
+#[test]
+fn levels_ran() {
+    let names: Vec<String> = levels().iter().map(|t| format!("{:?}", t.level).to_lowercase()).collect();
+    println!("levels: {}", names.join(", "));
+    if let Ok(required) = std::env::var("MMQ_REQUIRE_LEVEL") {
+        assert!(names.contains(&required), "level {required} is required, this processor has {names:?}");
+    }
+}
+
+#[test]
+fn the_reference_distribution_is_sound() {
+    for (x, want) in [
+        (0.0, 0.5),
+        (1.0, 0.841_344_746_068_542_9),
+        (-3.0, 0.001_349_898_031_630_094_5),
+        (-8.0, 6.220_960_574_271_785e-16),
+    ] {
+        assert!((normal_cdf(x) / want - 1.0).abs() < 1e-13, "{x}: {}", normal_cdf(x));
+    }
+    assert!((normal_cdf(-2.999_999_999_9) / normal_cdf(-3.0) - 1.0).abs() < 1e-8);
+}
+
+/// 2e-6 of the value; where the result is small because the argument is far on the negative side, 1e-9 absolutely.
+fn activation_bound(x: f32, y: f64) -> f64 {
+    2e-6 * y.abs() + if x < -4.0 { 1e-9 } else { 3e-45 }
+}
+
+#[test]
+fn activations() {
+    type Entry = (&'static str, fn(&Kernels) -> fn(&mut [f32]), fn(f64) -> f64);
+    let entries: [Entry; 4] = [
+        ("silu", |t| t.silu, |x| x * sigmoid(x)),
+        ("gelu_erf", |t| t.gelu_erf, |x| x * normal_cdf(x.clamp(-50.0, 50.0))),
+        (
+            "gelu_tanh",
+            |t| t.gelu_tanh,
+            |x| x * sigmoid((8.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x)),
+        ),
+        ("gelu_quick", |t| t.gelu_quick, |x| x * sigmoid(1.702 * x)),
+    ];
+    for table in &levels() {
+        for (name, entry, reference) in entries {
+            for n in lengths() {
+                for (h, x) in hard_rows(n).iter().enumerate() {
+                    let y = misaligned(x, 7.0, (n + h) % 9, |x| entry(table)(x));
+                    let want: Vec<f64> = x.iter().map(|&x| reference(f64::from(x))).collect();
+                    assert_close(name, table, &y, &want, |i, w| activation_bound(x[i], w));
+                }
+            }
+            // A fine walk over where the function bends, and single values that overflow careless forms.
+            let mut x: Vec<f32> = (-400_000..400_000).map(|i| i as f32 * 1e-4).collect();
+            x.extend([-100.0, 100.0, -30.0, 30.0, -89.0, 89.0, -1e4, 1e4, -1e30, 1e30, f32::MAX, f32::MIN]);
+            let want: Vec<f64> = x.iter().map(|&x| reference(f64::from(x))).collect();
+            let y = misaligned(&x, 7.0, 1, |x| entry(table)(x));
+            assert_close(name, table, &y, &want, |i, w| activation_bound(x[i], w));
+            let mut special = [f32::INFINITY, f32::NAN, 1.0];
+            entry(table)(&mut special);
+            assert!(special[0] == f32::INFINITY && special[1].is_nan() && special[2] > 0.5, "{name}: {special:?}");
+        }
+        for n in lengths() {
+            let up = Random(n as u64).floats(n, 3.0);
+            for (h, x) in hard_rows(n).iter().enumerate() {
+                let y = misaligned(x, 7.0, h % 9, |x| (table.silu_mul)(x, &up));
+                let want: Vec<f64> =
+                    x.iter().zip(&up).map(|(&x, &u)| f64::from(x) * sigmoid(x.into()) * f64::from(u)).collect();
+                let finite = |w: &f64| w.abs() < 1e38;
+                let want: Vec<f64> =
+                    want.iter().zip(&y).map(|(w, y)| if finite(w) { *w } else { f64::from(*y) }).collect();
+                assert_close("silu_mul", table, &y, &want, |i, w| activation_bound(x[i], w));
+            }
+        }
+    }
+}
+
+#[test]
+fn norms() {
+    for table in &levels() {
+        for n in lengths() {
+            let mut random = Random(n as u64);
+            let (w, b) = (random.floats(n, 2.0), random.floats(n, 1.0));
+            for (h, x) in hard_rows(n).iter().enumerate() {
+                for eps in [1e-5f32, 1e-6, 1e-12] {
+                    let wide: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+                    let offset = (n + h) % 9;
+
+                    let scale = (wide.iter().map(|v| v * v).sum::<f64>() / n as f64 + f64::from(eps)).sqrt().recip();
+                    let want: Vec<f64> = wide.iter().zip(&w).map(|(x, w)| x * scale * f64::from(*w)).collect();
+                    let y = misaligned(&vec![3.0; n], 7.0, offset, |y| (table.rms_norm)(x, &w, eps, y));
+                    assert_close("rms_norm", table, &y, &want, |_, w| 1e-6 * w.abs() + 3e-45);
+
+                    let mean = wide.iter().sum::<f64>() / n as f64;
+                    let var = wide.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n as f64;
+                    let scale = (var + f64::from(eps)).sqrt().recip();
+                    let unit: Vec<f64> = wide.iter().map(|x| (x - mean) * scale).collect();
+                    let want: Vec<f64> = (0..n).map(|i| unit[i] * f64::from(w[i]) + f64::from(b[i])).collect();
+                    let y = misaligned(&vec![3.0; n], 7.0, offset, |y| (table.layer_norm)(x, &w, &b, eps, y));
+                    // The order of summation moves the mean by 1e-16 of it, which small deviations show.
+                    let noise = 1e-13 * mean.abs() * scale;
+                    assert_close("layer_norm", table, &y, &want, |i, _| {
+                        3e-7 * ((unit[i] * f64::from(w[i])).abs() + f64::from(b[i]).abs()) + noise
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn element_wise() {
+    for table in &levels() {
+        for n in lengths() {
+            let other = Random(n as u64 + 1).floats(n, 5.0);
+            for (h, x) in hard_rows(n).iter().enumerate() {
+                let y = misaligned(x, 7.0, h % 9, |x| (table.add)(x, &other));
+                assert!(
+                    y.iter().zip(x.iter().zip(&other)).all(|(y, (a, b))| *y == a + b),
+                    "add, {:?}, {n}",
+                    table.level
+                );
+
+                let y = misaligned(&vec![1u16; n], 9, h % 9, |y| (table.to_f16)(x, y));
+                assert!(
+                    y.iter().zip(x).all(|(y, x)| *y == f16::from_f32(*x).to_bits()),
+                    "to_f16, {:?}, {n}",
+                    table.level
+                );
+            }
+        }
+        let bits: Vec<u16> = (0..=u16::MAX).collect();
+        for (offset, n) in lengths().map(|n| (n * 1369, n)).chain([(0, bits.len())]) {
+            let bits = &bits[offset % 50_000..][..n];
+            let y = misaligned(&vec![1.0; n], 7.0, n % 9, |y| (table.from_f16)(bits, y));
+            for (y, &b) in y.iter().zip(bits) {
+                let want = f16::from_bits(b).to_f32();
+                assert!(
+                    y.to_bits() == want.to_bits() || (y.is_nan() && want.is_nan()),
+                    "from_f16, {:?}: {b:04x}",
+                    table.level
+                );
+            }
+        }
+        let ties: Vec<f32> = (0..4096u32).map(|i| f32::from_bits(0x3880_0000 + (i << 12))).collect();
+        let y = misaligned(&vec![1u16; ties.len()], 9, 1, |y| (table.to_f16)(&ties, y));
+        assert!(y.iter().zip(&ties).all(|(y, x)| *y == f16::from_f32(*x).to_bits()), "to_f16 rounds ties to even");
+    }
+}
+
+#[test]
+fn rope() {
+    for table in &levels() {
+        for n in (1..=20).chain([32, 64, 2048]) {
+            let mut random = Random(n as u64);
+            let angles = random.floats(n, 3.2);
+            let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
+            for (h, x) in hard_rows(2 * n).iter().filter(|x| x.iter().all(|v| v.abs() < 1e38)).enumerate() {
+                let y = misaligned(x, 7.0, h % 9, |x| (table.rope)(x, &cos, &sin));
+                let pair = |i: usize| {
+                    (f64::from(x[i & !1]), f64::from(x[i | 1]), f64::from(cos[i / 2]), f64::from(sin[i / 2]))
+                };
+                let want: Vec<f64> = (0..2 * n)
+                    .map(|i| {
+                        let (a, b, c, s) = pair(i);
+                        if i % 2 == 0 { a * c - b * s } else { a * s + b * c }
+                    })
+                    .collect();
+                assert_close("rope", table, &y, &want, |i, _| {
+                    let (a, b, c, s) = pair(i);
+                    2e-7 * ((a * c).abs() + (b * s).abs() + (a * s).abs() + (b * c).abs()) + 3e-45
+                });
+            }
+        }
+    }
+}
+
+/// Queries, keys and values of one case; keys and values exactly representable in F16.
+struct Case {
+    a: Attention,
+    n_tokens: usize,
+    n_kv: usize,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Case {
+    fn new(n_head: usize, n_head_kv: usize, head_dim: usize, n_tokens: usize, n_kv: usize, causal: bool) -> Case {
+        let mut random = Random((n_head * 31 + head_dim * 7 + n_tokens * 3 + n_kv) as u64);
+        let mut halves = |n: usize, factor: f32| -> Vec<f32> {
+            random.floats(n, factor).iter().map(|x| f16::from_f32(*x).to_f32()).collect()
+        };
+        let (k, v) = (halves(n_kv * n_head_kv * head_dim, 2.0), halves(n_kv * n_head_kv * head_dim, 1.0));
+        let q = halves(n_tokens * n_head * head_dim, 4.0);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let causal = causal.then(|| n_kv - n_tokens);
+        Case { a: Attention { n_head, n_head_kv, head_dim, scale, causal }, n_tokens, n_kv, q, k, v }
+    }
+
+    fn run(&self, table: &Kernels, team: &Team, half: bool) -> Vec<f32> {
+        let mut out = vec![f32::NAN; self.q.len()];
+        if half {
+            let bits = |x: &[f32]| -> Vec<u16> { x.iter().map(|x| f16::from_f32(*x).to_bits()).collect() };
+            let (k, v) = (bits(&self.k), bits(&self.v));
+            attention_with(table, team, self.a, &self.q, Kv::F16(&k), Kv::F16(&v), self.n_kv, &mut out);
+        } else {
+            attention_with(table, team, self.a, &self.q, Kv::F32(&self.k), Kv::F32(&self.v), self.n_kv, &mut out);
+        }
+        out
+    }
+
+    fn reference(&self) -> Vec<f64> {
+        let Attention { n_head, n_head_kv, head_dim, scale, causal } = self.a;
+        let mut out = Vec::new();
+        for row in 0..self.n_tokens * n_head {
+            let (t, h) = (row / n_head, row % n_head / (n_head / n_head_kv));
+            let at = |x: &[f32], j: usize, d: usize| f64::from(x[(j * n_head_kv + h) * head_dim + d]);
+            let n = causal.map_or(self.n_kv, |n_past| n_past + t + 1);
+            let q = &self.q[row * head_dim..][..head_dim];
+            let score = |j| (0..head_dim).map(|d| f64::from(q[d]) * at(&self.k, j, d)).sum::<f64>() * f64::from(scale);
+            let scores: Vec<f64> = (0..n).map(score).collect();
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let p: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+            let sum: f64 = p.iter().sum();
+            out.extend((0..head_dim).map(|d| (0..n).map(|j| p[j] * at(&self.v, j, d)).sum::<f64>() / sum));
+        }
+        out
+    }
+}
+
+#[test]
+fn attention_matches_the_definition() {
+    let (one, three) = (Team::new(1), Team::new(3));
+    let mut cases = Vec::new();
+    for head_dim in [1, 7, 8, 16, 24, 40, 64, 72, 80, 96, 100, 128, 256] {
+        cases.push(Case::new(4, 2, head_dim, 5, 37, true));
+        cases.push(Case::new(2, 2, head_dim, 3, KEY_TILE, false));
+    }
+    for (n_tokens, n_kv) in [
+        (1, 1),
+        (1, 31),
+        (1, 33),
+        (2, 2),
+        (7, 7),
+        (65, 65),
+        (130, 130),
+        (3, 70),
+        (1, KEY_CHUNK + 1),
+        (9, 2 * KEY_CHUNK + 40),
+    ] {
+        for (n_head, n_head_kv) in [(1, 1), (3, 3), (9, 3), (8, 1)] {
+            cases.push(Case::new(n_head, n_head_kv, 16, n_tokens, n_kv, true));
+            cases.push(Case::new(n_head, n_head_kv, 16, n_tokens, n_kv, false));
+        }
+    }
+    cases.push(Case::new(2, 2, 64, 577, 577, false));
+    for case in &cases {
+        let want = case.reference();
+        for table in &levels() {
+            let (wide, half) = (case.run(table, &one, false), case.run(table, &three, true));
+            assert_eq!(wide, half, "{:?}: F16 holds the same numbers", case.a);
+            // Values are within ±1, and so is every mean of them.
+            let what = format!("attention {:?}, {} tokens, {} keys", case.a, case.n_tokens, case.n_kv);
+            assert_close(&what, table, &wide, &want, |_, _| 4e-6);
+        }
+    }
+}
+
+#[test]
+fn attention_does_not_depend_on_the_batch_or_the_threads() {
+    let teams = [Team::new(1), Team::new(2), Team::new(5)];
+    for table in &levels() {
+        for (n_head, n_head_kv, head_dim, n) in [(6, 2, 20, 90), (4, 4, 64, 70), (2, 1, 16, 2 * KEY_CHUNK + 77)] {
+            let whole = Case::new(n_head, n_head_kv, head_dim, n, n, true);
+            let want = whole.run(table, &teams[0], false);
+            for team in &teams[1..] {
+                assert_eq!(whole.run(table, team, true), want, "threads");
+            }
+            let (row, kv_row) = (n_head * head_dim, n_head_kv * head_dim);
+            for (first, n_tokens) in [(0, 1), (n - 1, 1), (n / 2, 1), (5, 2), (n - 40, 40), (11, 33), (31, 3)] {
+                for team in &teams {
+                    // The keys after the last query are left out, and so may hold anything in the whole batch.
+                    let n_kv = first + n_tokens;
+                    let part = Case {
+                        a: Attention { causal: Some(first), ..whole.a },
+                        n_tokens,
+                        n_kv,
+                        q: whole.q[first * row..n_kv * row].to_vec(),
+                        k: whole.k[..n_kv * kv_row].to_vec(),
+                        v: whole.v[..n_kv * kv_row].to_vec(),
+                    };
+                    assert_eq!(part.run(table, team, true), want[first * row..n_kv * row], "{first} + {n_tokens}");
+                }
+            }
+            let mut poisoned = Case::new(n_head, n_head_kv, head_dim, n, n, true);
+            poisoned.k[(n - 1) * kv_row..].fill(f32::NAN);
+            poisoned.v[(n - 1) * kv_row..].fill(f32::INFINITY);
+            assert_eq!(poisoned.run(table, &teams[1], false)[..(n - 1) * row], want[..(n - 1) * row], "unseen keys");
+        }
+    }
+}
+
+#[test]
+fn attention_stands_hard_scores() {
+    let team = Team::new(2);
+    for table in &levels() {
+        // Scores of up to 1e5, rising and falling over the tiles: only the largest counts.
+        for rising in [false, true] {
+            let n = 3 * KEY_TILE + 5;
+            let k: Vec<f32> = (0..n).map(|j| 1000.0 * if rising { j as f32 } else { (n - j) as f32 }).collect();
+            let v: Vec<f32> = (0..n).map(|j| j as f32).collect();
+            let a = Attention { n_head: 1, n_head_kv: 1, head_dim: 1, scale: 1.0, causal: None };
+            let mut out = [f32::NAN];
+            attention_with(table, &team, a, &[1.0], Kv::F32(&k), Kv::F32(&v), n, &mut out);
+            assert_eq!(out[0], if rising { (n - 1) as f32 } else { 0.0 });
+            let mut out = [f32::NAN];
+            attention_with(table, &team, a, &[0.0], Kv::F32(&k), Kv::F32(&v), n, &mut out);
+            assert!((out[0] - (n - 1) as f32 / 2.0).abs() < 1e-4, "equal scores give the mean: {}", out[0]);
+        }
+        let a = Attention { n_head: 2, n_head_kv: 1, head_dim: 3, scale: 1.0, causal: None };
+        let mut out = [f32::NAN; 6];
+        attention_with(table, &team, a, &[1.0; 6], Kv::F32(&[]), Kv::F32(&[]), 0, &mut out);
+        assert_eq!(out, [0.0; 6], "no key");
+        attention_with(table, &team, a, &[], Kv::F16(&[0; 3]), Kv::F16(&[0; 3]), 1, &mut []);
+    }
+}

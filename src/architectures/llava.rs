@@ -1,0 +1,237 @@
+//! LLaVA's half that sees: a CLIP vision encoder, a projector, and for 1.6 the merging of tiles.
+//!
+//! LLaVA (arXiv 2304.08485), 1.5 (2310.03744), 1.6 "NeXT"; references: the authors' `llava` package for preprocessing and
+//! merging, `LlavaForConditionalGeneration` and `LlavaNextForConditionalGeneration` of Hugging Face transformers. The text
+//! half is an ordinary `llama` file.
+//!
+//! | here | GGUF (mmproj) | Hugging Face |
+//! |---|---|---|
+//! | `v.patch_embd`, `v.class_embd`, `v.position_embd` | same | `vision_model.embeddings.{patch_embedding, class_embedding, position_embedding}` |
+//! | `v.pre_ln` | same | `vision_model.pre_layrnorm` |
+//! | `v.blk.N.attn_{q,k,v,out}`, `ln1`, `ln2` | same | `encoder.layers.N.self_attn.{q,k,v,out}_proj`, `layer_norm1`, `layer_norm2` |
+//! | `v.blk.N.ffn_up`, `ffn_down` | same, swapped in old files | `mlp.fc1`, `mlp.fc2` |
+//! | `mm.0`, `mm.2` | same | `multi_modal_projector.linear_1`, `linear_2` |
+//! | `image_newline` | `model.image_newline` or `v.image_newline` | `image_newline` |
+//!
+//! **Easy to get wrong**
+//! - `clip.vision.block_count` is already one less than the checkpoint's: all of the stored blocks run, without post-norm.
+//! - The class token comes first, so that position rows and patches stay in step; it is dropped from the features.
+//! - `clip.use_gelu = false` means quick GELU. The projector's GELU is the exact one whatever the encoder's.
+//! - 1.6 crops the padding off the tile grid before it adds a newline to each row, and puts the overview first.
+
+use super::{Architecture, Model, VisionModel};
+use crate::blocks::projector::Mlp;
+use crate::blocks::vit::{self, Vit};
+use crate::gguf::Gguf;
+use crate::media::preprocess::{self, Fit, Preprocess};
+use crate::media::{Crops, Filter, Image};
+use crate::ops::{Activation, Cx};
+use crate::tensor::Loader;
+use crate::{Result, bail};
+
+/// The registry's line.
+pub const ARCH: Architecture = Architecture {
+    name: "llava",
+    matches: |gguf| {
+        let meta = gguf.metadata();
+        let projector = meta.str("clip.projector_type").ok().flatten().unwrap_or("mlp");
+        gguf.tensor("v.patch_embd.weight").is_some()
+            && gguf.tensor("mm.0.weight").is_some()
+            && matches!(projector, "mlp" | "mlp_norm" | "linear")
+    },
+    load: |gguf| Ok(Model::Vision(Box::new(Llava::load(gguf)?))),
+};
+
+/// A loaded encoder and projector.
+pub struct Llava {
+    preprocess: Preprocess,
+    vit: Vit,
+    projector: Mlp,
+    image_newline: Option<Vec<f32>>,
+}
+
+impl Llava {
+    /// Loads the weights, checking every shape.
+    pub fn load(gguf: &Gguf) -> Result<Llava> {
+        let loader = Loader { gguf };
+        let shape = vit_shape(gguf)?;
+        let projector = Mlp::load(loader, shape.n_feature(), 1e-5)?;
+        let newline = ["model.image_newline", "v.image_newline"].into_iter().find(|name| loader.has(name));
+        let image_newline = newline.map(|name| loader.vector(name, projector.n_out())).transpose()?;
+        let preprocess = preprocessing(gguf, &shape, projector.is_linear())?;
+        Ok(Llava { preprocess, vit: Vit::load(loader, shape)?, projector, image_newline })
+    }
+
+    /// Joins the rows of a picture's crops, `[n_crops, n_patch, n_embd]`, to the sequence that the text model takes: the
+    /// overview, then the grid of tiles without its padding, each row of it ended by a newline.
+    fn merge(&self, crops: &Crops, rows: Vec<f32>) -> Vec<f32> {
+        let (side, n_embd) = (self.vit.shape().n_side(), self.projector.n_out());
+        let Some(newline) = &self.image_newline else { return rows };
+        let Some((cols_of_tiles, rows_of_tiles)) = crops.grid else { return [rows.as_slice(), newline].concat() };
+        let n_patch = side * side;
+        let mut out = rows[..n_patch * n_embd].to_vec();
+        let (keep_rows, keep_cols) = preprocess::unpad(crops.original, rows_of_tiles * side, cols_of_tiles * side);
+        for row in keep_rows {
+            for col in keep_cols.clone() {
+                let crop = 1 + row / side * cols_of_tiles + col / side;
+                let at = (crop * n_patch + row % side * side + col % side) * n_embd;
+                out.extend_from_slice(&rows[at..at + n_embd]);
+            }
+            out.extend_from_slice(newline);
+        }
+        out
+    }
+}
+
+impl VisionModel for Llava {
+    fn describe(&self) -> String {
+        let s = self.vit.shape();
+        format!(
+            "CLIP vision encoder of LLaVA, {} blocks of {}, {} pixels in patches of {}, pictures fitted by {}",
+            s.feature_layers.iter().max().expect("an encoder has a feature layer"),
+            s.n_embd,
+            s.image_size,
+            s.patch_size,
+            self.preprocess.fit
+        )
+    }
+
+    fn n_embd(&self) -> usize {
+        self.projector.n_out()
+    }
+
+    fn preprocess(&self) -> &Preprocess {
+        &self.preprocess
+    }
+
+    fn set_preprocess(&mut self, preprocess: Preprocess) {
+        assert_eq!(preprocess.image_size, self.preprocess.image_size, "the encoder's positions fix the crop's size");
+        self.preprocess = preprocess;
+    }
+
+    fn encode(&self, cx: &mut Cx<'_>, image: &Image, name: &str) -> Result<Vec<f32>> {
+        let crops = self.preprocess.run(image);
+        cx.trace(|| format!("v.pixels{name}"), &crops.pixels);
+        let features = self.vit.forward(cx, &crops.pixels, name)?;
+        let projected = self.projector.forward(cx, features);
+        cx.trace(|| format!("mm.out{name}"), &projected);
+        let rows = self.merge(&crops, projected);
+        cx.trace(|| format!("image{name}"), &rows);
+        Ok(rows)
+    }
+}
+
+fn vit_shape(gguf: &Gguf) -> Result<vit::Shape> {
+    let meta = gguf.metadata();
+    let size = |key: &str| -> Result<usize> {
+        let key = format!("clip.vision.{key}");
+        let n = meta.require(&key, meta.usize(&key))?;
+        if n == 0 || n > 1 << 16 {
+            bail!(Format, "{}: {key}: {n} is no sensible size", gguf.name());
+        }
+        Ok(n)
+    };
+    let activation = match (meta.bool("clip.use_gelu")?, meta.bool("clip.use_silu")?) {
+        (Some(true), Some(true)) => {
+            bail!(Format, "{}: clip.use_gelu and clip.use_silu cannot both be true", gguf.name())
+        }
+        (Some(true), _) => Activation::Gelu,
+        (_, Some(true)) => Activation::Silu,
+        _ => Activation::QuickGelu,
+    };
+    let n_block = size("block_count")?;
+    let feature_layers = match meta.i64s("clip.vision.feature_layer")? {
+        None => vec![n_block],
+        Some(layers) => {
+            let depth = |layer: &i64| -> Result<usize> {
+                // Hugging Face counts from the end of the checkpoint's hidden states, of which the file holds all but one.
+                let depth = if *layer < 0 { n_block as i64 + 2 + layer } else { *layer };
+                match usize::try_from(depth).ok().filter(|d| *d <= n_block) {
+                    Some(depth) => Ok(depth),
+                    None => bail!(
+                        Format,
+                        "{}: clip.vision.feature_layer: {layer} of an encoder of {n_block} blocks",
+                        gguf.name()
+                    ),
+                }
+            };
+            layers.iter().map(depth).collect::<Result<Vec<_>>>()?
+        }
+    };
+    let shape = vit::Shape {
+        image_size: size("image_size")?,
+        patch_size: size("patch_size")?,
+        n_embd: size("embedding_length")?,
+        n_ff: size("feed_forward_length")?,
+        n_head: size("attention.head_count")?,
+        eps: meta.f32("clip.vision.attention.layer_norm_epsilon")?.unwrap_or(1e-5),
+        activation,
+        feature_layers,
+    };
+    if shape.feature_layers.is_empty() || shape.feature_layers.len() > 16 {
+        bail!(Format, "{}: clip.vision.feature_layer: {} layers", gguf.name(), shape.feature_layers.len());
+    }
+    if shape.patch_size > shape.image_size || !shape.n_embd.is_multiple_of(shape.n_head) {
+        bail!(
+            Format,
+            "{}: crops of {} in patches of {}, {} elements in {} heads: these do not divide",
+            gguf.name(),
+            shape.image_size,
+            shape.patch_size,
+            shape.n_embd,
+            shape.n_head
+        );
+    }
+    Ok(shape)
+}
+
+/// Mean and deviation of CLIP's training pictures.
+const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+
+fn preprocessing(gguf: &Gguf, shape: &vit::Shape, linear: bool) -> Result<Preprocess> {
+    let meta = gguf.metadata();
+    let colour = |key: &str, default: [f32; 3]| -> Result<[f32; 3]> {
+        let Some(values) = meta.f32s(key)? else { return Ok(default) };
+        match <[f32; 3]>::try_from(values.as_slice()) {
+            Ok(values) => Ok(values),
+            Err(_) => bail!(Format, "{}: {key}: expected 3 numbers, got {values:?}", gguf.name()),
+        }
+    };
+    let mean = colour("clip.vision.image_mean", CLIP_MEAN)?;
+    let std = colour("clip.vision.image_std", CLIP_STD)?;
+    let fill = preprocess::mean_color(mean);
+    let pinpoints = meta.i64s("clip.vision.image_grid_pinpoints")?.unwrap_or_default();
+    let fit = match meta.str("clip.vision.image_aspect_ratio")? {
+        _ if !pinpoints.is_empty() => Fit::Anyres { pinpoints: pairs(gguf, &pinpoints, shape.image_size)? },
+        Some("pad") => Fit::Pad { fill },
+        Some("square") => Fit::CenterCrop,
+        // LLaVA v0 and v1, known by their linear projector or 224 pixels, were trained on cropped pictures, 1.5 on padded.
+        None if linear || shape.image_size == 224 => Fit::CenterCrop,
+        None => Fit::Pad { fill },
+        Some(other) => bail!(
+            Unsupported,
+            "{}: clip.vision.image_aspect_ratio: \"{other}\" is none of square, pad, anyres",
+            gguf.name()
+        ),
+    };
+    let preprocess = Preprocess { image_size: shape.image_size, mean, std, fit, filter: Filter::Bicubic };
+    preprocess.validate().map_err(|e| e.context(gguf.name()))?;
+    Ok(preprocess)
+}
+
+/// The flat list of the file as (width, height) pairs.
+fn pairs(gguf: &Gguf, flat: &[i64], image_size: usize) -> Result<Vec<(usize, usize)>> {
+    let side =
+        |n: i64| usize::try_from(n).ok().filter(|n| *n > 0 && *n <= 64 * image_size && n.is_multiple_of(image_size));
+    let (pairs, rest) = flat.as_chunks::<2>();
+    let sides: Option<Vec<_>> = pairs.iter().map(|[w, h]| Some((side(*w)?, side(*h)?))).collect();
+    match sides {
+        Some(sides) if rest.is_empty() => Ok(sides),
+        _ => bail!(
+            Format,
+            "{}: clip.vision.image_grid_pinpoints: {flat:?} are no pairs of multiples of {image_size}",
+            gguf.name()
+        ),
+    }
+}

@@ -1,0 +1,122 @@
+//! One layer of a LLaMA-like decoder: RMSNorm, grouped-query attention with RoPE, RMSNorm, gated feed-forward.
+
+use super::kv_cache::KvCache;
+use crate::ops::{self, Cx, Linear};
+use crate::tensor::Loader;
+use crate::{Result, bail};
+use mmq_kernels::Attention;
+
+/// The sizes of a decoder layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shape {
+    /// Width of the residual stream.
+    pub n_embd: usize,
+    /// Query heads.
+    pub n_head: usize,
+    /// Key and value heads.
+    pub n_head_kv: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Width of the feed-forward layer.
+    pub n_ff: usize,
+    /// Epsilon of the norms.
+    pub eps: f32,
+}
+
+/// A layer's weights.
+pub struct DecoderLayer {
+    attn_norm: Vec<f32>,
+    attn_q: Linear,
+    attn_k: Linear,
+    attn_v: Linear,
+    attn_output: Linear,
+    ffn_norm: Vec<f32>,
+    ffn_gate: Linear,
+    ffn_up: Linear,
+    ffn_down: Linear,
+}
+
+/// Buffers that a pass through all layers shares.
+#[derive(Default)]
+pub struct Scratch {
+    norm: Vec<f32>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    attn: Vec<f32>,
+    out: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+}
+
+impl DecoderLayer {
+    /// Loads `{prefix}.attn_norm.weight` and so on, with biases where the file has them.
+    pub fn load(loader: Loader<'_>, prefix: &str, s: Shape) -> Result<DecoderLayer> {
+        let linear = |name: &str, n_out: usize, n_in: usize| -> Result<Linear> {
+            let name = format!("{prefix}.{name}");
+            Ok(Linear {
+                weight: loader.weight(&format!("{name}.weight"), n_out, n_in)?,
+                bias: loader.optional_vector(&format!("{name}.bias"), n_out)?,
+            })
+        };
+        let norm = |name: &str| loader.vector(&format!("{prefix}.{name}.weight"), s.n_embd);
+        if loader.has(&format!("{prefix}.ffn_gate_inp.weight")) {
+            bail!(Unsupported, "{}: {prefix} is a mixture of experts, which cannot be run yet", loader.gguf.name());
+        }
+        Ok(DecoderLayer {
+            attn_norm: norm("attn_norm")?,
+            attn_q: linear("attn_q", s.n_head * s.head_dim, s.n_embd)?,
+            attn_k: linear("attn_k", s.n_head_kv * s.head_dim, s.n_embd)?,
+            attn_v: linear("attn_v", s.n_head_kv * s.head_dim, s.n_embd)?,
+            attn_output: linear("attn_output", s.n_embd, s.n_head * s.head_dim)?,
+            ffn_norm: norm("ffn_norm")?,
+            ffn_gate: linear("ffn_gate", s.n_ff, s.n_embd)?,
+            ffn_up: linear("ffn_up", s.n_ff, s.n_embd)?,
+            ffn_down: linear("ffn_down", s.n_embd, s.n_ff)?,
+        })
+    }
+
+    /// Takes the residual stream `x: [n_tokens, n_embd]` through layer `il`; the new tokens' keys and values are added to
+    /// the cache. `cos` and `sin` are the rotations of their positions.
+    #[allow(clippy::too_many_arguments)]
+    pub fn forward(
+        &self,
+        cx: &mut Cx<'_>,
+        s: Shape,
+        il: usize,
+        cos: &[f32],
+        sin: &[f32],
+        cache: &mut KvCache,
+        x: &mut [f32],
+        b: &mut Scratch,
+    ) {
+        let n_past = cache.len();
+        let n_kv = n_past + x.len() / s.n_embd;
+
+        ops::rms_norm(cx, x, &self.attn_norm, s.eps, &mut b.norm);
+        ops::linear(cx, &b.norm, [(&self.attn_q, &mut b.q), (&self.attn_k, &mut b.k), (&self.attn_v, &mut b.v)]);
+        ops::rope(cx, &mut b.q, s.n_head, s.head_dim, cos, sin);
+        ops::rope(cx, &mut b.k, s.n_head_kv, s.head_dim, cos, sin);
+        cache.push(il, &b.k, &b.v);
+        let (k, v) = cache.layer(il);
+        let attention = Attention {
+            n_head: s.n_head,
+            n_head_kv: s.n_head_kv,
+            head_dim: s.head_dim,
+            scale: 1.0 / (s.head_dim as f32).sqrt(),
+            causal: Some(n_past),
+        };
+        ops::attention(cx, attention, &b.q, k, v, n_kv, &mut b.attn);
+        ops::linear(cx, &b.attn, [(&self.attn_output, &mut b.out)]);
+        cx.trace(|| format!("blk.{il}.attn_out"), &b.out);
+        ops::add(cx, x, &b.out, s.n_embd);
+
+        ops::rms_norm(cx, x, &self.ffn_norm, s.eps, &mut b.norm);
+        ops::linear(cx, &b.norm, [(&self.ffn_gate, &mut b.gate), (&self.ffn_up, &mut b.up)]);
+        ops::silu_mul(cx, &mut b.gate, &b.up, s.n_ff);
+        ops::linear(cx, &b.gate, [(&self.ffn_down, &mut b.out)]);
+        cx.trace(|| format!("blk.{il}.ffn_out"), &b.out);
+        ops::add(cx, x, &b.out, s.n_embd);
+        cx.trace(|| format!("blk.{il}.out"), x);
+    }
+}

@@ -1,0 +1,431 @@
+//! `mmq run`: a prompt and pictures in, an answer out.
+
+mod report;
+mod sampling;
+
+use super::arguments::unescape;
+use crate::blocks::kv_cache::KvType;
+use crate::media::{self, DecodeOptions, Filter};
+use crate::pipelines::{Cancel, Engine, EngineOptions, Finish, Generation, Session, SessionOptions, find_mmproj};
+use crate::text::template::{IMAGE_MARKER, Message, Role};
+use crate::{Error, ErrorKind, Result, bail};
+use report::{Progress, Report};
+use std::io::{IsTerminal, Read, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Answers a prompt about pictures; tokens stream to standard output, everything else goes to standard error.
+#[derive(clap::Args)]
+#[command(after_help = "Without -m the built-in model answers: it knows only synthetic scenes (models/README.md).")]
+pub struct Args {
+    /// Text model, a GGUF file [default: the built-in model]
+    #[arg(short, long, value_name = "FILE", env = "MMQ_ARG_MODEL")]
+    model: Option<PathBuf>,
+
+    /// Vision encoder and projector, a GGUF file [-mm] [default: mmproj*.gguf beside the model]
+    #[arg(long, value_name = "FILE", env = "MMQ_ARG_MMPROJ")]
+    mmproj: Option<PathBuf>,
+
+    /// Leave the vision encoder out
+    #[arg(long, conflicts_with = "mmproj")]
+    no_mmproj: bool,
+
+    /// Picture: a path, - for standard input, or a data: URL; may be repeated, paths also separated by commas
+    #[arg(long, value_name = "FILE")]
+    image: Vec<String>,
+
+    /// Prompt; <image> or <__media__> places a picture, otherwise pictures come first
+    #[arg(short, long, value_name = "TEXT")]
+    prompt: Option<String>,
+
+    /// File that holds the prompt; - for standard input
+    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
+    file: Option<PathBuf>,
+
+    /// System prompt [-sys]
+    #[arg(long, value_name = "TEXT")]
+    system_prompt: Option<String>,
+
+    /// File that holds the system prompt [-sysf]
+    #[arg(long, value_name = "FILE", conflicts_with = "system_prompt")]
+    system_prompt_file: Option<PathBuf>,
+
+    /// Most tokens to generate; -1: until the model ends its turn
+    #[arg(short, long = "predict", alias = "n-predict", value_name = "N", default_value_t = -1, allow_negative_numbers = true)]
+    n_predict: i64,
+
+    /// Most tokens in the context; 0: as many as the model was trained with
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    ctx_size: usize,
+
+    /// Accepted for llama.cpp's sake: batches are as large as -ub
+    #[arg(short, long, value_name = "N", default_value_t = 2048)]
+    batch_size: usize,
+
+    /// Most tokens that go through the model at once [-ub]
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    ubatch_size: usize,
+
+    /// Threads; -1: the physical cores worth using
+    #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true, env = "MMQ_ARG_THREADS")]
+    threads: i64,
+
+    /// Type of the stored keys, f16 or f32 [-ctk]
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
+    cache_type_k: KvType,
+
+    /// Type of the stored values, f16 or f32 [-ctv]
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
+    cache_type_v: KvType,
+
+    /// Chat template: the name of a built-in one, or Jinja text
+    #[arg(long, value_name = "NAME")]
+    chat_template: Option<String>,
+
+    /// File that holds a Jinja chat template
+    #[arg(long, value_name = "FILE", conflicts_with = "chat_template")]
+    chat_template_file: Option<PathBuf>,
+
+    /// Take the prompt as it is, without a chat template [-no-cnv]
+    #[arg(long)]
+    no_conversation: bool,
+
+    /// Text that ends the answer; may be repeated
+    #[arg(short, long, value_name = "TEXT")]
+    reverse_prompt: Vec<String>,
+
+    /// Take \n, \t, \" and their like in prompts as they stand
+    #[arg(long)]
+    no_escape: bool,
+
+    /// How pictures are fitted, in place of the model's rule: crop, pad, squash or anyres
+    #[arg(long, value_name = "RULE")]
+    image_fit: Option<String>,
+
+    /// Filter that pictures are resized with: bicubic, bilinear, lanczos or box
+    #[arg(long, value_name = "FILTER")]
+    image_filter: Option<Filter>,
+
+    /// Colour under transparent pixels, as six hexadecimal digits
+    #[arg(long, value_name = "RRGGBB", default_value = "ffffff", value_parser = colour)]
+    background: [u8; 3],
+
+    #[command(flatten)]
+    sampling: sampling::SamplingArgs,
+
+    /// Print one JSON object with the answer, token counts and timings
+    #[arg(long)]
+    json: bool,
+
+    /// Print the answer alone
+    #[arg(short, long)]
+    quiet: bool,
+
+    #[command(flatten)]
+    ignored: Ignored,
+}
+
+/// Flags of llama.cpp that change nothing here: mmq runs on the processor, maps its files and needs no warm-up.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Accepted without effect")]
+struct Ignored {
+    #[arg(long, alias = "n-gpu-layers", value_name = "N", hide = true, allow_hyphen_values = true)]
+    gpu_layers: Option<String>,
+    #[arg(long, value_name = "WHEN", hide = true)]
+    flash_attn: Option<String>,
+    #[arg(long, value_name = "N", hide = true, allow_negative_numbers = true)]
+    threads_batch: Option<i64>,
+    #[arg(long, value_name = "MODE", hide = true)]
+    load_mode: Option<String>,
+    #[arg(long, hide = true)]
+    mlock: bool,
+    #[arg(long, hide = true)]
+    no_mmap: bool,
+    #[arg(long, hide = true)]
+    no_warmup: bool,
+    #[arg(long, hide = true)]
+    no_mmproj_offload: bool,
+    #[arg(long, hide = true)]
+    jinja: bool,
+    #[arg(long, hide = true)]
+    single_turn: bool,
+    #[arg(long, hide = true)]
+    conversation: bool,
+    #[arg(long, hide = true)]
+    show_timings: bool,
+    #[arg(short, long, hide = true)]
+    verbose: bool,
+}
+
+impl Ignored {
+    /// Says which of the given flags ask for something that mmq does not do.
+    fn note(&self) {
+        let noted = [("-ngl", self.gpu_layers.as_deref().is_some_and(|n| n != "0")), ("--no-mmap", self.no_mmap)];
+        for (flag, _) in noted.iter().filter(|(_, given)| *given) {
+            eprintln!("note: {flag} has no effect: mmq runs on the processor from mapped files");
+        }
+    }
+}
+
+fn kv_type(name: &str) -> Result<KvType, String> {
+    match name {
+        "f16" => Ok(KvType::F16),
+        "f32" => Ok(KvType::F32),
+        _ => Err("expected f16 or f32".into()),
+    }
+}
+
+fn colour(hex: &str) -> Result<[u8; 3], String> {
+    let digits = hex.trim_start_matches('#');
+    match u32::from_str_radix(digits, 16) {
+        Ok(rgb) if digits.len() == 6 => Ok([(rgb >> 16) as u8, (rgb >> 8) as u8, rgb as u8]),
+        _ => Err("expected six hexadecimal digits, such as ffffff".into()),
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<()> {
+    let cancel = Cancel::default();
+    let handler = cancel.clone();
+    // The second Ctrl-C ends the program at once: the first waits for the layer at work.
+    let handler = move || {
+        if handler.is_cancelled() {
+            std::process::exit(130);
+        }
+        handler.cancel();
+    };
+    ctrlc::set_handler(handler).map_err(|e| Error::new(ErrorKind::Io, format!("Ctrl-C cannot be caught: {e}")))?;
+
+    let progress = Progress::new(!args.quiet && !args.json);
+    let mut report = Report::default();
+    let prompt_text = prompt_text(args)?;
+
+    let start = Instant::now();
+    let engine = Arc::new(load(args, &progress)?);
+    report.load = start.elapsed();
+    progress.finish();
+    if !args.quiet {
+        args.ignored.note();
+    }
+
+    let options = SessionOptions {
+        n_ctx: args.ctx_size,
+        n_ubatch: args.ubatch_size.min(args.batch_size),
+        kv_type: kv_pair(args)?,
+        sampler: args.sampling.params()?,
+    };
+    let mut session = Session::new(&engine, &options, &cancel)?;
+
+    let started = Instant::now();
+    let decode = DecodeOptions { background: args.background, ..DecodeOptions::default() };
+    let mut images = Vec::new();
+    for source in image_sources(&args.image) {
+        let start = Instant::now();
+        let image = media::load(&source, &decode)?;
+        report.image_decode += start.elapsed();
+        let start = Instant::now();
+        let mut show = |done: f32| progress.set("encoding picture", done);
+        let encoded = engine.encode_image(&image, Some(&cancel), Some(&mut show))?;
+        report.encode += start.elapsed();
+        report.n_image += encoded.n_tokens();
+        images.push(encoded);
+    }
+    progress.finish();
+
+    let system = system_prompt(args)?;
+    let user = place_images(&prompt_text, images.len())?;
+    let prompt = if args.no_conversation {
+        engine.prompt(&(system.unwrap_or_default() + &user), &images)?
+    } else {
+        let mut messages = Vec::new();
+        messages.extend(system.map(|content| Message { role: Role::System, content }));
+        messages.push(Message { role: Role::User, content: user });
+        engine.chat_prompt(&messages, &images)?
+    };
+    drop(images);
+
+    let start = Instant::now();
+    let mut show = |done: f32| progress.set("reading prompt", done);
+    report.n_prompt = session.sync(&prompt, Some(&mut show))?;
+    report.prefill = start.elapsed();
+    progress.finish();
+
+    let mut stop = args.reverse_prompt.clone();
+    if !args.no_conversation {
+        stop.extend_from_slice(engine.template().stop_strings());
+    }
+    let n_predict = usize::try_from(args.n_predict).ok();
+    let generation = Generation { n_predict, stop };
+    let stdout = std::io::stdout();
+    let start = Instant::now();
+    let mut first = None;
+    let mut begun = false;
+    let answer = session.generate(&generation, &mut |text| {
+        first.get_or_insert_with(|| started.elapsed());
+        if args.json {
+            return ControlFlow::Continue(());
+        }
+        // The space that SentencePiece puts in front of an answer is no part of it.
+        let text = if begun { text } else { text.trim_start() };
+        begun |= !text.is_empty();
+        let mut stdout = stdout.lock();
+        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    })?;
+    report.generate = start.elapsed();
+    report.first_token = first;
+    report.n_generated = answer.tokens.len();
+
+    if args.json {
+        println!("{:#}", report.json(&engine, &session, &answer));
+    } else {
+        // A reader that has gone away wants no newline either.
+        let _ = writeln!(stdout.lock());
+    }
+    if !args.quiet && !args.json {
+        if answer.finish == Finish::ContextFull {
+            eprintln!("note: the context of {} tokens is full; -c gives a larger one", session.n_ctx());
+        }
+        report.print();
+    }
+    match answer.finish {
+        Finish::Cancelled if cancel.is_cancelled() => Err(Error::new(ErrorKind::Cancelled, "stopped")),
+        _ => Ok(()),
+    }
+}
+
+fn load(args: &Args, progress: &Progress) -> Result<Engine> {
+    let chat_template = match &args.chat_template_file {
+        Some(path) => Some(read_text(path)?),
+        None => args.chat_template.clone(),
+    };
+    let options = EngineOptions {
+        n_threads: usize::try_from(args.threads).ok().filter(|n| *n > 0),
+        chat_template,
+        image_fit: args.image_fit.clone(),
+        image_filter: args.image_filter,
+    };
+    let Some(model) = &args.model else {
+        if let Some(mmproj) = &args.mmproj {
+            bail!(Usage, "--mmproj {} needs the text model it belongs to: give one with -m", mmproj.display());
+        }
+        if !args.quiet {
+            eprintln!("note: no -m given: the built-in model answers, which knows only simple synthetic scenes");
+        }
+        return Engine::built_in(&options);
+    };
+    progress.message("loading");
+    let found;
+    let mmproj = match &args.mmproj {
+        Some(path) => Some(path.as_path()),
+        None if args.no_mmproj || args.image.is_empty() => None,
+        None => {
+            found = find_mmproj(model)?;
+            if let (Some(path), false) = (&found, args.quiet) {
+                eprintln!("note: using {}", path.display());
+            }
+            found.as_deref()
+        }
+    };
+    Engine::load(model, mmproj, &options)
+}
+
+fn kv_pair(args: &Args) -> Result<KvType> {
+    if args.cache_type_k != args.cache_type_v {
+        bail!(Usage, "-ctk and -ctv: keys and values must be of one type for now");
+    }
+    Ok(args.cache_type_k)
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    if path.as_os_str() == "-" {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map_err(|e| Error::io("standard input", &e))?;
+        return Ok(text);
+    }
+    std::fs::read_to_string(path).map_err(|e| Error::io(path, &e))
+}
+
+/// The prompt of -p, of -f, or of a pipe.
+fn prompt_text(args: &Args) -> Result<String> {
+    let reads_image = args.image.iter().any(|source| source == "-");
+    let text = match (&args.prompt, &args.file) {
+        (Some(text), _) if args.no_escape => text.clone(),
+        (Some(text), _) => unescape(text),
+        (None, Some(path)) if reads_image && path.as_os_str() == "-" => {
+            bail!(Usage, "--image - and -f -: standard input cannot be both")
+        }
+        (None, Some(path)) => read_text(path)?,
+        (None, None) if reads_image || std::io::stdin().is_terminal() => {
+            bail!(Usage, "no prompt: give one with -p TEXT, -f FILE or on standard input")
+        }
+        (None, None) => read_text(Path::new("-"))?,
+    };
+    match text.trim_end_matches(['\n', '\r']) {
+        "" => bail!(Usage, "the prompt is empty"),
+        text => Ok(text.to_owned()),
+    }
+}
+
+fn system_prompt(args: &Args) -> Result<Option<String>> {
+    match (&args.system_prompt, &args.system_prompt_file) {
+        (Some(text), _) if args.no_escape => Ok(Some(text.clone())),
+        (Some(text), _) => Ok(Some(unescape(text))),
+        (None, Some(path)) => read_text(path).map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
+/// The single sources of `--image a,b --image c`; a data: URL has a comma of its own, and so may an existing file.
+fn image_sources(given: &[String]) -> Vec<String> {
+    let whole = |source: &&String| source.starts_with("data:") || !source.contains(',') || Path::new(source).exists();
+    given
+        .iter()
+        .flat_map(|source| match whole(&source) {
+            true => vec![source.clone()],
+            false => source.split(',').filter(|s| !s.is_empty()).map(str::to_owned).collect(),
+        })
+        .collect()
+}
+
+/// Puts [`IMAGE_MARKER`]s for `n` pictures where the prompt asks for them, or in front.
+fn place_images(prompt: &str, n: usize) -> Result<String> {
+    let placed = prompt.replace("<image>", IMAGE_MARKER);
+    let n_markers = placed.matches(IMAGE_MARKER).count();
+    if n_markers == 0 {
+        return Ok(IMAGE_MARKER.repeat(n) + &placed);
+    }
+    if n_markers != n {
+        bail!(Mismatch, "the prompt has places for {n_markers} pictures (<image>), but {n} are given (--image)");
+    }
+    Ok(placed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_go_where_the_prompt_says() {
+        assert_eq!(place_images("What?", 2).unwrap(), "<__media__><__media__>What?");
+        assert_eq!(place_images("A <image> b", 1).unwrap(), "A <__media__> b");
+        let error = place_images("<image> or <__media__>", 1).unwrap_err().to_string();
+        assert!(error.contains("2 pictures") && error.contains("1 are given"), "{error}");
+    }
+
+    #[test]
+    fn image_lists() {
+        let sources = image_sources(&["a.png,b.png".into(), "data:image/png;base64,AA".into()]);
+        assert_eq!(sources, ["a.png", "b.png", "data:image/png;base64,AA"]);
+    }
+
+    #[test]
+    fn colours() {
+        assert_eq!(colour("#ff8000"), Ok([255, 128, 0]));
+        assert!(colour("ff80").is_err() && colour("+12345").is_err() == false || colour("zzzzzz").is_err());
+    }
+}

@@ -1,0 +1,127 @@
+//! What a run tells besides the answer: progress while it works, timings at the end, or all of it as JSON.
+
+use crate::pipelines::{Answer, Engine, Finish, Session};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+use std::time::Duration;
+
+/// A bar on standard error for what takes over a second; nothing where nobody watches.
+pub struct Progress {
+    bar: ProgressBar,
+}
+
+impl Progress {
+    /// A bar that is shown if `wanted` and standard error is a terminal.
+    pub fn new(wanted: bool) -> Progress {
+        let bar = ProgressBar::new(1000)
+            .with_style(ProgressStyle::with_template("{msg} [{bar:30}] {percent}%").expect("the template is valid"));
+        let shown = wanted && std::io::stderr().is_terminal();
+        bar.set_draw_target(if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() });
+        Progress { bar }
+    }
+
+    /// Says what is being done.
+    pub fn message(&self, what: &'static str) {
+        self.bar.set_message(what);
+        self.bar.tick();
+    }
+
+    /// Says what is being done and how much of it is.
+    pub fn set(&self, what: &'static str, done: f32) {
+        self.bar.set_message(what);
+        self.bar.set_position((done * 1000.0) as u64);
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+        self.bar.reset();
+    }
+}
+
+/// Times and counts of a run, phase by phase.
+#[derive(Default)]
+pub struct Report {
+    /// Opening and checking the files.
+    pub load: Duration,
+    /// Pictures from files to pixels.
+    pub image_decode: Duration,
+    /// Pixels to image tokens.
+    pub encode: Duration,
+    /// The prompt through the model.
+    pub prefill: Duration,
+    /// The answer.
+    pub generate: Duration,
+    /// From the first picture's first byte to the first text.
+    pub first_token: Option<Duration>,
+    /// Image tokens.
+    pub n_image: usize,
+    /// Tokens of the prompt, image tokens included.
+    pub n_prompt: usize,
+    /// Tokens of the answer.
+    pub n_generated: usize,
+}
+
+fn ms(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e5).round() / 100.0
+}
+
+fn per_second(n: usize, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { (n as f64 / time.as_secs_f64() * 100.0).round() / 100.0 }
+}
+
+impl Report {
+    /// The table on standard error.
+    pub fn print(&self) {
+        eprintln!();
+        eprintln!("{:<14}{:>12} {:>8} {:>12}", "phase", "ms", "tokens", "tokens/s");
+        let row = |name: &str, time: Duration, n: Option<usize>| match n {
+            Some(n) => eprintln!("{name:<14}{:>12.2} {n:>8} {:>12.2}", ms(time), per_second(n, time)),
+            None => eprintln!("{name:<14}{:>12.2}", ms(time)),
+        };
+        row("load", self.load, None);
+        if self.n_image > 0 {
+            row("image decode", self.image_decode, None);
+            row("encode", self.encode, Some(self.n_image));
+        }
+        row("prefill", self.prefill, Some(self.n_prompt));
+        row("generate", self.generate, Some(self.n_generated));
+        if let Some(time) = self.first_token {
+            row("first token", time, None);
+        }
+    }
+
+    /// Everything as one object; `text` is the answer.
+    pub fn json(&self, engine: &Engine, session: &Session, answer: &Answer) -> serde_json::Value {
+        let finish = match answer.finish {
+            Finish::EndOfTurn => "eos",
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+            Finish::ContextFull => "context",
+            Finish::Cancelled => "cancelled",
+        };
+        serde_json::json!({
+            "text": answer.text.trim_start(),
+            "finish": finish,
+            "tokens": answer.tokens,
+            "model": engine.name(),
+            "template": engine.template().name(),
+            "threads": engine.n_threads(),
+            "seed": session.seed(),
+            "n_ctx": session.n_ctx(),
+            "n_prompt": self.n_prompt,
+            "n_image": self.n_image,
+            "n_generated": self.n_generated,
+            "timings": {
+                "load_ms": ms(self.load),
+                "image_decode_ms": ms(self.image_decode),
+                "encode_ms": ms(self.encode),
+                "prefill_ms": ms(self.prefill),
+                "prefill_tokens_per_s": per_second(self.n_prompt, self.prefill),
+                "generate_ms": ms(self.generate),
+                "generate_tokens_per_s": per_second(self.n_generated, self.generate),
+                "first_token_ms": self.first_token.map(ms),
+            },
+        })
+    }
+}

@@ -1,0 +1,115 @@
+//! The sampler's flags, with llama.cpp's names and defaults.
+
+use crate::text::SamplerParams;
+use crate::{Result, bail};
+
+/// How tokens are chosen.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// Seed of the random numbers; -1: a new one each time
+    #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true)]
+    seed: i64,
+    /// Samplers in order, separated by ; [default: penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature]
+    #[arg(long, value_name = "NAMES")]
+    samplers: Option<String>,
+    /// Samplers in order, a letter each [default: edskypmxt]
+    #[arg(long, alias = "sampling-seq", value_name = "LETTERS", conflicts_with = "samplers")]
+    sampler_seq: Option<String>,
+    /// Temperature; 0: always the likeliest token
+    #[arg(long, alias = "temperature", value_name = "T", default_value_t = 0.8, allow_negative_numbers = true)]
+    temp: f32,
+    /// Keep the K likeliest; 0: off
+    #[arg(long, value_name = "K", default_value_t = 40, allow_negative_numbers = true)]
+    top_k: i32,
+    /// Keep the likeliest that together reach P; 1: off
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    top_p: f32,
+    /// Keep those at least P as likely as the likeliest; 0: off
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    min_p: f32,
+    /// Keep logits within N standard deviations of the largest; -1: off
+    #[arg(long, alias = "top-n-sigma", value_name = "N", default_value_t = -1.0, allow_negative_numbers = true)]
+    top_nsigma: f32,
+    /// Probability of leaving out top choices (XTC); 0: off
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    xtc_probability: f32,
+    /// Least probability of a top choice (XTC)
+    #[arg(long, value_name = "P", default_value_t = 0.1)]
+    xtc_threshold: f32,
+    /// Locally typical sampling; 1: off
+    #[arg(long, alias = "typical-p", value_name = "P", default_value_t = 1.0)]
+    typical: f32,
+    /// Tokens that the penalties look back on; 0: off, -1: the context
+    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true)]
+    repeat_last_n: i32,
+    /// Penalty on repeated tokens; 1: off
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    repeat_penalty: f32,
+    /// Penalty on tokens that have come; 0: off
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    presence_penalty: f32,
+    /// Penalty for each time that a token has come; 0: off
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    frequency_penalty: f32,
+    /// Strength of the penalty on repeated sequences (DRY); 0: off
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    dry_multiplier: f32,
+    /// Base of that penalty's growth
+    #[arg(long, value_name = "X", default_value_t = 1.75)]
+    dry_base: f32,
+    /// Longest repetition without that penalty
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    dry_allowed_length: i32,
+    /// Tokens that it looks back on; 0: off, -1: the context
+    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true)]
+    dry_penalty_last_n: i32,
+    /// Text that a repetition does not reach across; may be repeated; "none": no such text
+    #[arg(long, value_name = "TEXT")]
+    dry_sequence_breaker: Vec<String>,
+    /// Probability to aim at (adaptive-p); -1: off
+    #[arg(long, value_name = "P", default_value_t = -1.0, allow_negative_numbers = true)]
+    adaptive_target: f32,
+    /// Decay of what adaptive-p remembers
+    #[arg(long, value_name = "X", default_value_t = 0.9)]
+    adaptive_decay: f32,
+    /// Range of the dynamic temperature; 0: off
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    dynatemp_range: f32,
+    /// Exponent of the dynamic temperature
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    dynatemp_exp: f32,
+    /// Mirostat 1 or 2; 0: off
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    mirostat: u32,
+    /// Mirostat's learning rate
+    #[arg(long, value_name = "X", default_value_t = 0.1)]
+    mirostat_lr: f32,
+    /// Mirostat's target entropy
+    #[arg(long, value_name = "X", default_value_t = 5.0)]
+    mirostat_ent: f32,
+    /// Add to a token's logit: 15043+1 or 15043-1; may be repeated
+    #[arg(short, long, value_name = "ID(+/-)BIAS")]
+    logit_bias: Vec<String>,
+    /// Never end the answer by the model's own wish
+    #[arg(long)]
+    ignore_eos: bool,
+}
+
+impl SamplingArgs {
+    /// The sampler's parameters.
+    pub fn params(&self) -> Result<SamplerParams> {
+        Ok(SamplerParams { temp: self.temp, ..SamplerParams::default() })
+    }
+}
+
+fn logit_bias(text: &str) -> Result<(u32, f32)> {
+    let parsed = text.find(['+', '-']).and_then(|at| {
+        let sign = if text.as_bytes()[at] == b'-' { -1.0 } else { 1.0 };
+        Some((text[..at].parse::<u32>().ok()?, sign * text[at + 1..].parse::<f32>().ok()?))
+    });
+    match parsed {
+        Some(parsed) => Ok(parsed),
+        None => bail!(Usage, "--logit-bias {text}: expected a token's number, + or -, and a number: 15043+1"),
+    }
+}

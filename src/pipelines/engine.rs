@@ -1,0 +1,253 @@
+//! A loaded model: text decoder, tokenizer, and if there is one the half that sees.
+
+use super::prompt::{EncodedImage, Piece, Prompt};
+use crate::architectures::{self, TextModel, VisionModel};
+use crate::device::Cpu;
+use crate::gguf::Gguf;
+use crate::media::Filter;
+use crate::media::Image;
+use crate::media::preprocess::Fit;
+use crate::ops::{Cx, Trace};
+use crate::text::template::{IMAGE_MARKER, Message};
+use crate::text::{ChatTemplate, Tokenizer};
+use crate::{Error, Result, bail};
+use mmq_kernels::Activations;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How to load a model.
+#[derive(Clone, Debug, Default)]
+pub struct EngineOptions {
+    /// Threads to compute with; `None`: the physical cores worth using.
+    pub n_threads: Option<usize>,
+    /// A built-in chat template's name or Jinja text in place of the model's own.
+    pub chat_template: Option<String>,
+    /// How pictures are fitted, in place of the model's own rule: `crop`, `pad`, `squash` or `anyres`.
+    pub image_fit: Option<String>,
+    /// The filter that pictures are resized with, in place of bicubic.
+    pub image_filter: Option<Filter>,
+}
+
+/// A loaded model. Immutable and shared: any number of [`Session`](super::Session)s may run on it.
+pub struct Engine {
+    pub(crate) device: Cpu,
+    pub(crate) text: Box<dyn TextModel>,
+    pub(crate) tokenizer: Tokenizer,
+    vision: Option<Box<dyn VisionModel>>,
+    template: ChatTemplate,
+    name: String,
+}
+
+impl Engine {
+    /// Loads a text model and, if given, its mmproj. A file that holds both needs no mmproj.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is damaged, or is of an architecture that mmq does not run; an mmproj whose rows are
+    /// not as wide as the text model.
+    pub fn load(model: &Path, mmproj: Option<&Path>, options: &EngineOptions) -> Result<Engine> {
+        let text = Gguf::open(model)?;
+        let vision = mmproj.map(Gguf::open).transpose()?;
+        Engine::from_gguf(&text, vision.as_ref(), options)
+    }
+
+    /// The model that is compiled into the program: small, and knows only the synthetic scenes it was trained on
+    /// (`models/README.md`).
+    #[cfg(feature = "nano")]
+    pub fn built_in(options: &EngineOptions) -> Result<Engine> {
+        static TEXT: &[u8] = b"";
+        static VISION: &[u8] = b"";
+        let text = Gguf::from_static("nano.gguf", TEXT)?;
+        let vision = Gguf::from_static("mmproj-nano.gguf", VISION)?;
+        Engine::from_gguf(&text, Some(&vision), options)
+    }
+
+    /// Loads from files that are open already.
+    pub fn from_gguf(text: &Gguf, mmproj: Option<&Gguf>, options: &EngineOptions) -> Result<Engine> {
+        let model = architectures::load_text(text)?;
+        let vision_file = mmproj.or_else(|| text.tensor("v.patch_embd.weight").is_some().then_some(text));
+        let mut vision = vision_file.map(architectures::load_vision).transpose()?;
+        if let (Some(vision), Some(file)) = (&vision, vision_file)
+            && vision.n_embd() != model.n_embd()
+        {
+            bail!(
+                Mismatch,
+                "{}: makes image tokens {} wide, but {} is {} wide: the mmproj belongs to another model",
+                file.name(),
+                vision.n_embd(),
+                text.name(),
+                model.n_embd()
+            );
+        }
+        if let Some(vision) = &mut vision {
+            let mut preprocess = vision.preprocess().clone();
+            if let Some(name) = &options.image_fit {
+                preprocess.fit = Fit::named(name, preprocess.mean, preprocess.image_size)?;
+            }
+            preprocess.filter = options.image_filter.unwrap_or(preprocess.filter);
+            vision.set_preprocess(preprocess);
+        }
+        let tokenizer = Tokenizer::from_gguf(text.metadata())?;
+        if tokenizer.n_vocab() > model.n_vocab() {
+            bail!(
+                Format,
+                "{}: the tokenizer has {} tokens, token_embd.weight only {}",
+                text.name(),
+                tokenizer.n_vocab(),
+                model.n_vocab()
+            );
+        }
+        let template = match &options.chat_template {
+            Some(template) => ChatTemplate::new(template)?,
+            None => ChatTemplate::pick(text.metadata(), vision_file.map(Gguf::metadata))?,
+        };
+        Ok(Engine {
+            device: Cpu::new(options.n_threads),
+            text: model,
+            tokenizer,
+            vision,
+            template,
+            name: text.name().to_owned(),
+        })
+    }
+
+    /// The text model's file name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What is loaded, in a few words.
+    pub fn describe(&self) -> String {
+        match &self.vision {
+            Some(vision) => format!("{}; {}", self.text.describe(), vision.describe()),
+            None => self.text.describe(),
+        }
+    }
+
+    /// Whether it can look at pictures.
+    pub fn has_vision(&self) -> bool {
+        self.vision.is_some()
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The chat template in use.
+    pub fn template(&self) -> &ChatTemplate {
+        &self.template
+    }
+
+    /// The context that the model was trained with, in tokens.
+    pub fn n_ctx_train(&self) -> usize {
+        self.text.n_ctx_train()
+    }
+
+    /// Threads that it computes with.
+    pub fn n_threads(&self) -> usize {
+        self.device.team.n_threads()
+    }
+
+    /// Encodes a picture. `progress` is told the fraction done and may be used to show it.
+    ///
+    /// # Errors
+    /// A model without a vision encoder; `cancel` used by another thread.
+    pub fn encode_image(
+        &self,
+        image: &Image,
+        cancel: Option<&super::Cancel>,
+        mut progress: Option<&mut dyn FnMut(f32)>,
+    ) -> Result<Arc<EncodedImage>> {
+        let mut activations = Activations::default();
+        let mut report = |done: f32| progress.iter_mut().for_each(|progress| progress(done));
+        let mut cx = Cx::new(&self.device, &mut activations);
+        cx.cancel = cancel.map(super::Cancel::flag);
+        cx.progress = Some(&mut report);
+        self.encode(&mut cx, image, "")
+    }
+
+    /// Encodes picture number `index` and records every named activation.
+    pub(crate) fn encode_traced(&self, image: &Image, index: usize, trace: &mut Trace) -> Result<Arc<EncodedImage>> {
+        let mut activations = Activations::default();
+        let mut cx = Cx::new(&self.device, &mut activations);
+        cx.trace = Some(trace);
+        self.encode(&mut cx, image, &format!(".{index}"))
+    }
+
+    fn encode(&self, cx: &mut Cx<'_>, image: &Image, name: &str) -> Result<Arc<EncodedImage>> {
+        let Some(vision) = &self.vision else {
+            bail!(Usage, "{}: a text model without mmproj cannot look at pictures: give one with --mmproj", self.name);
+        };
+        let rows = vision.encode(cx, image, name)?;
+        let mut hasher = DefaultHasher::new();
+        (image.width, image.height, &image.rgb).hash(&mut hasher);
+        Ok(Arc::new(EncodedImage { n_tokens: rows.len() / vision.n_embd(), rows, id: hasher.finish() }))
+    }
+
+    /// Writes a conversation with the chat template; the answer comes next. Each [`IMAGE_MARKER`] in the messages stands
+    /// for the next of `images`.
+    pub fn chat_prompt(&self, messages: &[Message], images: &[Arc<EncodedImage>]) -> Result<Prompt> {
+        let text = |token: Option<u32>| {
+            token.map_or(String::new(), |t| String::from_utf8_lossy(&self.tokenizer.piece(t, true)).into_owned())
+        };
+        let (bos, eos) = (text(self.tokenizer.bos()), text(self.tokenizer.eos()));
+        let rendered = self.template.render(messages, true, &bos, &eos)?;
+        self.prompt(&rendered, images)
+    }
+
+    /// Turns text into a prompt as it stands: each stretch between pictures is tokenized on its own, and the first gets
+    /// the beginning-of-sequence token unless the text starts with it.
+    pub fn prompt(&self, text: &str, images: &[Arc<EncodedImage>]) -> Result<Prompt> {
+        let n_markers = text.matches(IMAGE_MARKER).count();
+        if n_markers != images.len() {
+            bail!(Mismatch, "the prompt has places for {n_markers} pictures, but {} are given", images.len());
+        }
+        let mut prompt = Prompt::default();
+        let mut images = images.iter();
+        for (i, part) in text.split(IMAGE_MARKER).enumerate() {
+            if i > 0 {
+                prompt.pieces.extend(images.next().map(|image| Piece::Image(image.clone())));
+            }
+            let mut tokens = self.tokenizer.encode(part, i == 0, true);
+            if let Some(bos) = self.tokenizer.bos()
+                && tokens.starts_with(&[bos, bos])
+            {
+                tokens.remove(0);
+            }
+            if !tokens.is_empty() {
+                prompt.pieces.push(Piece::Tokens(tokens));
+            }
+        }
+        Ok(prompt)
+    }
+}
+
+/// The mmproj that lies beside a model: the one `mmproj*.gguf` of its folder.
+///
+/// # Errors
+/// Several files of that name: the user has to choose.
+pub fn find_mmproj(model: &Path) -> Result<Option<PathBuf>> {
+    let folder = match model.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, &e))?;
+    let is_mmproj = |path: &PathBuf| {
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_lowercase();
+        name.starts_with("mmproj") && name.ends_with(".gguf")
+    };
+    let mut found: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(is_mmproj).collect();
+    found.sort();
+    match found.as_slice() {
+        [] => Ok(None),
+        [one] => Ok(Some(one.clone())),
+        [first, .., last] => bail!(
+            Usage,
+            "{} mmproj files lie beside the model, from {} to {}: choose one with --mmproj",
+            found.len(),
+            first.display(),
+            last.display()
+        ),
+    }
+}

@@ -1,0 +1,312 @@
+//! One timeline on a model: its cache, its position, its sampler.
+
+use super::engine::Engine;
+use super::prompt::{Piece, Prompt, Slot};
+use crate::architectures::Logits;
+use crate::blocks::kv_cache::{KvCache, KvType};
+use crate::ops::{Cx, Trace};
+use crate::text::stop::StopMatcher;
+use crate::text::{Sampler, SamplerParams, StreamDecoder};
+use crate::{ErrorKind, Result, bail};
+use mmq_kernels::Activations;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// How a session runs.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// Most tokens that the context may hold; 0: as many as the model was trained with.
+    pub n_ctx: usize,
+    /// Most tokens that go through the model at once.
+    pub n_ubatch: usize,
+    /// How keys and values are stored.
+    pub kv_type: KvType,
+    /// How tokens are chosen.
+    pub sampler: SamplerParams,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        SessionOptions { n_ctx: 0, n_ubatch: 512, kv_type: KvType::F16, sampler: SamplerParams::default() }
+    }
+}
+
+/// Stops a session, or the encoding of a picture, from another thread. Clones stop the same work.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Stops the work at the next layer.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets work go on again.
+    pub fn reset(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether [`Cancel::cancel`] was called.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn flag(&self) -> &AtomicBool {
+        &self.0
+    }
+}
+
+/// When an answer ends, besides the model's own wish.
+#[derive(Clone, Debug, Default)]
+pub struct Generation {
+    /// Most tokens; `None`: until the context is full.
+    pub n_predict: Option<usize>,
+    /// Texts that end it; they are not part of the answer.
+    pub stop: Vec<String>,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model ended its turn.
+    EndOfTurn,
+    /// A stop text came.
+    Stop,
+    /// [`Generation::n_predict`] tokens came.
+    Length,
+    /// The context is full.
+    ContextFull,
+    /// The caller stopped it.
+    Cancelled,
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The text.
+    pub text: String,
+    /// Its tokens, without the one that ended the turn.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+/// One mutable timeline: the tokens and pictures so far, their keys and values, and the sampler.
+pub struct Session {
+    engine: Arc<Engine>,
+    cache: KvCache,
+    timeline: Vec<Slot>,
+    logits: Vec<f32>,
+    /// Chosen, but not yet through the model.
+    pending: Option<u32>,
+    sampler: Sampler,
+    activations: Activations,
+    n_ubatch: usize,
+    cancel: Cancel,
+}
+
+impl Session {
+    /// A session at the beginning of its context, which `cancel` stops.
+    ///
+    /// # Errors
+    /// Sampler parameters that make no sense.
+    pub fn new(engine: &Arc<Engine>, options: &SessionOptions, cancel: &Cancel) -> Result<Session> {
+        let n_ctx = if options.n_ctx == 0 { engine.n_ctx_train() } else { options.n_ctx };
+        if options.n_ubatch == 0 {
+            bail!(Usage, "a batch of 0 tokens (-ub)");
+        }
+        Ok(Session {
+            cache: engine.text.new_cache(n_ctx, options.kv_type),
+            timeline: Vec::new(),
+            logits: Vec::new(),
+            pending: None,
+            sampler: Sampler::new(&options.sampler, &engine.tokenizer)?,
+            activations: Activations::default(),
+            n_ubatch: options.n_ubatch,
+            cancel: cancel.clone(),
+            engine: engine.clone(),
+        })
+    }
+
+    /// The model it runs on.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Positions in use.
+    pub fn n_past(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// Most positions.
+    pub fn n_ctx(&self) -> usize {
+        self.cache.n_ctx()
+    }
+
+    /// The seed of the sampler.
+    pub fn seed(&self) -> u32 {
+        self.sampler.seed()
+    }
+
+    /// Logits after the last token: `[n_vocab]`; empty before the first [`Session::sync`].
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// Brings the context to `prompt`, keeping what it has in common with the timeline so far, and returns how many
+    /// tokens went through the model. `progress` is told the fraction done.
+    ///
+    /// # Errors
+    /// A prompt longer than the context; the session's [`Cancel`].
+    pub fn sync(&mut self, prompt: &Prompt, mut progress: Option<&mut dyn FnMut(f32)>) -> Result<usize> {
+        let slots = prompt.slots();
+        if slots.is_empty() {
+            bail!(Usage, "the prompt is empty");
+        }
+        if slots.len() > self.n_ctx() {
+            bail!(
+                ContextFull,
+                "the prompt takes {} tokens, the context holds {}: raise -c, or shorten the prompt",
+                slots.len(),
+                self.n_ctx()
+            );
+        }
+        // The last token always runs again: its logits are wanted.
+        let common = self.timeline.iter().zip(&slots).take_while(|(a, b)| a == b).count().min(slots.len() - 1);
+        self.cache.truncate(common);
+        self.timeline.truncate(common);
+        self.pending = None;
+
+        let total = slots.len() - common;
+        while self.timeline.len() < slots.len() {
+            let start = self.timeline.len();
+            let end = (start + self.n_ubatch).min(slots.len());
+            let mut x = self.embed(prompt, start, end);
+            let which = if end == slots.len() { Logits::Last } else { Logits::None };
+            self.forward(&mut x, which, None)?;
+            self.timeline.extend_from_slice(&slots[start..end]);
+            if let Some(progress) = &mut progress {
+                progress((end - common) as f32 / total as f32);
+            }
+        }
+        for slot in &slots[common..] {
+            if let Slot::Token(token) = slot {
+                self.sampler.accept(*token);
+            }
+        }
+        Ok(total)
+    }
+
+    /// Runs a whole prompt from an empty context and records every named activation, with logits after every token.
+    pub(crate) fn sync_traced(&mut self, prompt: &Prompt, trace: &mut Trace) -> Result<()> {
+        self.cache.truncate(0);
+        let mut x = self.embed(prompt, 0, prompt.n_tokens());
+        self.forward(&mut x, Logits::All, Some(trace))
+    }
+
+    /// Embeddings of positions `start..end` of a prompt: `[end - start, n_embd]`.
+    fn embed(&self, prompt: &Prompt, start: usize, end: usize) -> Vec<f32> {
+        let n_embd = self.engine.text.n_embd();
+        let mut x = Vec::with_capacity((end - start) * n_embd);
+        let mut at = 0;
+        for piece in &prompt.pieces {
+            let n = match piece {
+                Piece::Tokens(tokens) => tokens.len(),
+                Piece::Image(image) => image.n_tokens,
+            };
+            let (from, to) = (start.clamp(at, at + n) - at, end.clamp(at, at + n) - at);
+            match piece {
+                Piece::Tokens(tokens) => self.engine.text.embed(&tokens[from..to], &mut x),
+                Piece::Image(image) => x.extend_from_slice(&image.rows[from * n_embd..to * n_embd]),
+            }
+            at += n;
+        }
+        x
+    }
+
+    fn forward(&mut self, x: &mut [f32], which: Logits, trace: Option<&mut Trace>) -> Result<()> {
+        let mut cx = Cx::new(&self.engine.device, &mut self.activations);
+        cx.cancel = Some(self.cancel.flag());
+        cx.trace = trace;
+        self.engine.text.forward(&mut cx, x, &mut self.cache, which, &mut self.logits)
+    }
+
+    /// Takes the token of the last call through the model and chooses the next; `None` when the model ends its turn.
+    ///
+    /// # Errors
+    /// A full context; the session's [`Cancel`].
+    ///
+    /// # Panics
+    /// Before the first [`Session::sync`].
+    pub fn next_token(&mut self) -> Result<Option<u32>> {
+        assert!(!self.logits.is_empty(), "a session has logits after its first sync");
+        if let Some(token) = self.pending {
+            if self.cache.len() == self.n_ctx() {
+                bail!(ContextFull, "the context of {} tokens is full: raise -c to go on", self.n_ctx());
+            }
+            let mut x = Vec::new();
+            self.engine.text.embed(&[token], &mut x);
+            self.forward(&mut x, Logits::Last, None)?;
+            self.timeline.push(Slot::Token(token));
+            self.pending = None;
+        }
+        let token = self.sampler.sample(&self.logits);
+        self.sampler.accept(token);
+        if self.engine.tokenizer.is_eog(token) {
+            return Ok(None);
+        }
+        self.pending = Some(token);
+        Ok(Some(token))
+    }
+
+    /// Answers, calling `on_text` with each piece of text as it becomes certain; `ControlFlow::Break` ends the answer.
+    ///
+    /// # Errors
+    /// Only failures: a full context, a cancellation and so on are an [`Answer`] with its [`Finish`].
+    pub fn generate(
+        &mut self,
+        generation: &Generation,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Answer> {
+        let engine = self.engine.clone();
+        let mut decoder = StreamDecoder::new(&engine.tokenizer);
+        let mut stop = StopMatcher::new(&generation.stop);
+        let mut answer = Answer { text: String::new(), tokens: Vec::new(), finish: Finish::Length };
+        let mut emit = |text: &str, answer: &mut Answer| {
+            answer.text.push_str(text);
+            if text.is_empty() { ControlFlow::Continue(()) } else { on_text(text) }
+        };
+        while generation.n_predict.is_none_or(|n| answer.tokens.len() < n) {
+            let token = match self.next_token() {
+                Ok(Some(token)) => token,
+                Ok(None) => {
+                    answer.finish = Finish::EndOfTurn;
+                    break;
+                }
+                Err(e) if e.kind() == ErrorKind::ContextFull => {
+                    answer.finish = Finish::ContextFull;
+                    break;
+                }
+                Err(e) if e.kind() == ErrorKind::Cancelled => {
+                    answer.finish = Finish::Cancelled;
+                    break;
+                }
+                Err(e) => return Err(e),
+            };
+            answer.tokens.push(token);
+            let text = stop.push(&decoder.push(token));
+            if emit(&text, &mut answer).is_break() {
+                answer.finish = Finish::Cancelled;
+                return Ok(answer);
+            }
+            if stop.is_matched() {
+                answer.finish = Finish::Stop;
+                return Ok(answer);
+            }
+        }
+        let rest = stop.push(&decoder.finish());
+        let _ = emit(&(rest + &stop.finish()), &mut answer);
+        Ok(answer)
+    }
+}
