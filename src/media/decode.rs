@@ -58,7 +58,10 @@ pub fn decode(name: &str, data: &[u8], options: &DecodeOptions) -> Result<Image>
     }
     let format = format_of(name, data)?;
     // The last guard: a decoder's own bug on hostile bytes must not take the program with it.
-    match catch_unwind(AssertUnwindSafe(|| decode_as(format, name, data, options))) {
+    match catch_unwind(AssertUnwindSafe(|| match palette_tiff(format, data) {
+        Some((indices, palette)) => decode_as(format, name, &indices, Some(&palette), options),
+        None => decode_as(format, name, data, None, options),
+    })) {
         Ok(result) => result,
         Err(_) => bail!(Format, "{name}: damaged {}: the decoder gave up", label(format)),
     }
@@ -218,7 +221,14 @@ fn label(format: ImageFormat) -> &'static str {
     }
 }
 
-fn decode_as(format: ImageFormat, name: &str, data: &[u8], options: &DecodeOptions) -> Result<Image> {
+/// Decodes `data`; with a palette, its grey values are indices.
+fn decode_as(
+    format: ImageFormat,
+    name: &str,
+    data: &[u8],
+    palette: Option<&[[u8; 3]; 256]>,
+    options: &DecodeOptions,
+) -> Result<Image> {
     let failed = |error: ImageError| describe(name, format, &error);
 
     let mut limits = Limits::default();
@@ -242,7 +252,11 @@ fn decode_as(format: ImageFormat, name: &str, data: &[u8], options: &DecodeOptio
     }
     let orientation = orientation(&mut decoder, format, data);
     let decoded = DynamicImage::from_decoder(decoder).map_err(failed)?;
-    let mut decoded = DynamicImage::ImageRgb8(to_rgb(decoded, options.background));
+    let mut rgb = to_rgb(decoded, options.background);
+    if let Some(palette) = palette {
+        rgb.pixels_mut().for_each(|pixel| pixel.0 = palette[usize::from(pixel.0[0])]);
+    }
+    let mut decoded = DynamicImage::ImageRgb8(rgb);
     decoded.apply_orientation(orientation);
     let rgb = decoded.into_rgb8();
     Ok(Image { width: rgb.width() as usize, height: rgb.height() as usize, rgb: rgb.into_raw() })
@@ -289,6 +303,55 @@ fn png_chunk<'a>(data: &'a [u8], kind: &[u8; 4]) -> Option<&'a [u8]> {
         }
         rest = tail.get(len.checked_add(4)?..)?;
     }
+}
+
+/// A TIFF of 8-bit palette indices, which the decoder lacks, as the same file relabelled as grey, and its palette.
+/// `None` for every other file, and for a damaged one: the decoder then says what is wrong.
+fn palette_tiff(format: ImageFormat, data: &[u8]) -> Option<(Vec<u8>, [[u8; 3]; 256])> {
+    const BITS_PER_SAMPLE: u16 = 258;
+    const PHOTOMETRIC: u16 = 262;
+    const COLOR_MAP: u16 = 320;
+    const SHORT: u16 = 3;
+
+    if format != ImageFormat::Tiff {
+        return None;
+    }
+    let little = data.starts_with(b"II");
+    let u16_at = |at: usize| {
+        let bytes = *data.get(at..)?.first_chunk::<2>()?;
+        Some(if little { u16::from_le_bytes(bytes) } else { u16::from_be_bytes(bytes) })
+    };
+    let u32_at = |at: usize| {
+        let bytes = *data.get(at..)?.first_chunk::<4>()?;
+        Some(if little { u32::from_le_bytes(bytes) } else { u32::from_be_bytes(bytes) } as usize)
+    };
+    // The first directory: a count, then entries of tag, type, count and value, 12 bytes each.
+    let directory = u32_at(4)?;
+    let entry = |tag: u16| {
+        let n = usize::from(u16_at(directory)?);
+        let mut entries = (0..n).map(|i| directory.saturating_add(2 + 12 * i));
+        let at = entries.find(|at| u16_at(*at) == Some(tag))?;
+        (u16_at(at + 2)? == SHORT).then_some((u32_at(at + 4)?, at + 8))
+    };
+    let (_, photometric) = entry(PHOTOMETRIC)?;
+    let (_, bits) = entry(BITS_PER_SAMPLE)?;
+    let (n_colors, colors) = entry(COLOR_MAP)?;
+    if u16_at(photometric)? != 3 || u16_at(bits)? != 8 || n_colors != 3 * 256 {
+        return None;
+    }
+
+    let colors = u32_at(colors)?;
+    let mut palette = [[0; 3]; 256];
+    for (index, color) in palette.iter_mut().enumerate() {
+        for (channel, value) in color.iter_mut().enumerate() {
+            // The high byte: writers scale by 256 as often as by 257.
+            *value = (u16_at(colors.checked_add(2 * (256 * channel + index))?)? >> 8) as u8;
+        }
+    }
+    let mut grey = data.to_vec();
+    let black_is_zero = if little { 1u16.to_le_bytes() } else { 1u16.to_be_bytes() };
+    grey[photometric..photometric + 2].copy_from_slice(&black_is_zero);
+    Some((grey, palette))
 }
 
 /// 8-bit RGB with transparent pixels over `background`.
