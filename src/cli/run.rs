@@ -4,9 +4,10 @@ mod report;
 mod sampling;
 
 use super::arguments::unescape;
-use crate::blocks::kv_cache::KvType;
 use crate::media::{self, DecodeOptions, Filter};
-use crate::pipelines::{Cancel, Engine, EngineOptions, Finish, Generation, Session, SessionOptions, find_mmproj};
+use crate::pipelines::{
+    Cancel, Engine, EngineOptions, Finish, Generation, KvType, Session, SessionOptions, find_mmproj,
+};
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Error, ErrorKind, Result, bail};
 use report::{Progress, Report};

@@ -4,6 +4,7 @@ mod engine;
 mod prompt;
 mod session;
 
+pub use crate::blocks::kv_cache::KvType;
 pub use engine::{Engine, EngineOptions, find_mmproj};
 pub use prompt::{EncodedImage, Piece, Prompt};
 pub use session::{Answer, Cancel, Finish, Generation, Session, SessionOptions};

@@ -158,7 +158,7 @@ impl Session {
     /// tokens went through the model. `progress` is told the fraction done.
     ///
     /// # Errors
-    /// A prompt longer than the context; the session's [`Cancel`].
+    /// A prompt that is empty, longer than the context or of unknown tokens; the session's [`Cancel`].
     pub fn sync(&mut self, prompt: &Prompt, mut progress: Option<&mut dyn FnMut(f32)>) -> Result<usize> {
         let slots = prompt.slots();
         if slots.is_empty() {
@@ -171,6 +171,14 @@ impl Session {
                 slots.len(),
                 self.n_ctx()
             );
+        }
+        let n_vocab = self.engine.text.n_vocab();
+        for slot in &slots {
+            if let Slot::Token(token) = slot
+                && *token as usize >= n_vocab
+            {
+                bail!(Usage, "token {token} is beyond the vocabulary of {n_vocab}");
+            }
         }
         // The last token always runs again: its logits are wanted.
         let common = self.timeline.iter().zip(&slots).take_while(|(a, b)| a == b).count().min(slots.len() - 1);

@@ -1,0 +1,169 @@
+//! Engine and session as an embedding program uses them, on the recorded tiny models.
+
+use mmq::media::Image;
+use mmq::pipelines::{
+    Cancel, Engine, EngineOptions, Finish, Generation, KvType, Piece, Prompt, Session, SessionOptions,
+};
+use mmq::text::SamplerParams;
+use mmq::{ErrorKind, Result};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn engine(name: &str, n_threads: usize) -> Arc<Engine> {
+    let options = EngineOptions { n_threads: Some(n_threads), ..EngineOptions::default() };
+    Arc::new(Engine::load(&fixture(name), None, &options).unwrap_or_else(|e| panic!("{e}")))
+}
+
+fn options() -> SessionOptions {
+    SessionOptions {
+        n_ctx: 64,
+        kv_type: KvType::F32,
+        sampler: SamplerParams { temp: 0.0, ..SamplerParams::default() },
+        ..SessionOptions::default()
+    }
+}
+
+fn session(engine: &Arc<Engine>, options: &SessionOptions) -> Session {
+    Session::new(engine, options, &Cancel::default()).unwrap()
+}
+
+fn tokens(tokens: &[u32]) -> Prompt {
+    Prompt { pieces: vec![Piece::Tokens(tokens.to_vec())] }
+}
+
+fn logits_after(engine: &Arc<Engine>, options: &SessionOptions, prompt: &Prompt) -> Vec<f32> {
+    let mut session = session(engine, options);
+    session.sync(prompt, None).unwrap();
+    session.logits().to_vec()
+}
+
+const PROMPT: [u32; 9] = [1, 5, 40, 33, 7, 12, 25, 6, 31];
+
+/// Bit for bit, whatever the storage of weights and cache, the batch and the number of threads.
+#[test]
+fn prefill_of_n_tokens_equals_n_decodes() {
+    for name in ["llama-gqa.gguf", "llama-q8_0.gguf", "llama-k-quants.gguf", "llama-rope-yarn.gguf"] {
+        for kv_type in [KvType::F32, KvType::F16] {
+            let at_once = logits_after(&engine(name, 1), &SessionOptions { kv_type, ..options() }, &tokens(&PROMPT));
+            assert!(at_once.iter().all(|x| x.is_finite()) && at_once.iter().any(|x| *x != 0.0));
+            for (n_threads, n_ubatch) in [(1, 1), (2, 4), (3, 512)] {
+                let options = SessionOptions { kv_type, n_ubatch, ..options() };
+                assert_eq!(
+                    logits_after(&engine(name, n_threads), &options, &tokens(&PROMPT)),
+                    at_once,
+                    "{name}, {kv_type:?}, {n_threads} threads, batches of {n_ubatch}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_session_keeps_what_prompts_have_in_common() {
+    let engine = engine("llama-gqa.gguf", 2);
+    let mut session = session(&engine, &options());
+    assert_eq!(session.sync(&tokens(&PROMPT), None).unwrap(), 9);
+    let mut other = PROMPT;
+    other[6] = 26;
+    assert_eq!(session.sync(&tokens(&other), None).unwrap(), 3);
+    assert_eq!(session.logits(), logits_after(&engine, &options(), &tokens(&other)));
+    // The same prompt again: only the last token runs, for its logits.
+    assert_eq!(session.sync(&tokens(&other), None).unwrap(), 1);
+    assert_eq!(session.logits(), logits_after(&engine, &options(), &tokens(&other)));
+}
+
+#[test]
+fn answers_end_by_length_and_by_a_full_context() {
+    let engine = engine("llama-gqa.gguf", 2);
+    let mut params = options();
+    params.sampler.ignore_eos = true;
+    params.n_ctx = 20;
+    let mut session = session(&engine, &params);
+    session.sync(&tokens(&PROMPT), None).unwrap();
+    let mut streamed = String::new();
+    let mut on_text = |text: &str| {
+        streamed.push_str(text);
+        ControlFlow::Continue(())
+    };
+    let limit = Generation { n_predict: Some(4), ..Generation::default() };
+    let answer = session.generate(&limit, &mut on_text).unwrap();
+    assert_eq!((answer.finish, answer.tokens.len()), (Finish::Length, 4));
+    assert_eq!(streamed, answer.text);
+
+    let answer = session.generate(&Generation::default(), &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(answer.finish, Finish::ContextFull);
+    assert_eq!(session.n_past(), 20);
+
+    let error = session.sync(&tokens(&[5; 21]), None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ContextFull);
+    assert!(error.to_string().contains("21") && error.to_string().contains("20"), "{error}");
+    let error = session.sync(&tokens(&[5, u32::MAX]), None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Usage);
+    // The session is still good after all that.
+    session.sync(&tokens(&PROMPT), None).unwrap();
+    assert_eq!(session.logits(), logits_after(&engine, &options(), &tokens(&PROMPT)));
+}
+
+#[test]
+fn a_cancelled_session_can_go_on() {
+    let engine = engine("llama-gqa.gguf", 2);
+    let cancel = Cancel::default();
+    let mut session = Session::new(&engine, &options(), &cancel).unwrap();
+    cancel.cancel();
+    assert_eq!(session.sync(&tokens(&PROMPT), None).unwrap_err().kind(), ErrorKind::Cancelled);
+    cancel.reset();
+    session.sync(&tokens(&PROMPT), None).unwrap();
+    assert_eq!(session.logits(), logits_after(&engine, &options(), &tokens(&PROMPT)));
+    cancel.cancel();
+    let answer = session.generate(&Generation::default(), &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(answer.finish, Finish::Cancelled);
+}
+
+fn picture(seed: u8) -> Image {
+    let rgb = (0..40 * 30 * 3).map(|i: u32| (i.wrapping_mul(37) >> 3) as u8 ^ seed).collect();
+    Image { width: 40, height: 30, rgb }
+}
+
+#[test]
+fn pictures_fill_their_places() -> Result<()> {
+    let engine = engine("llava-mlp.gguf", 2);
+    let first = engine.encode_image(&picture(0), None, None)?;
+    let second = engine.encode_image(&picture(99), None, None)?;
+    let logits = |text: &str, images: &[_]| -> Result<Vec<f32>> {
+        Ok(logits_after(&engine, &SessionOptions { n_ctx: 256, ..options() }, &engine.prompt(text, images)?))
+    };
+    let a = logits("a<__media__>b<__media__>c", &[first.clone(), second.clone()])?;
+    let b = logits("a<__media__>b<__media__>c", &[second.clone(), first.clone()])?;
+    assert_ne!(a, b);
+    let error = engine.prompt("no place", &[first.clone()]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Mismatch);
+
+    // The second question about a picture does not run the picture again.
+    let mut session = session(&engine, &SessionOptions { n_ctx: 256, ..options() });
+    session.sync(&engine.prompt("<__media__>b", &[first.clone()])?, None)?;
+    let n = session.sync(&engine.prompt("<__media__>c", &[first.clone()])?, None)?;
+    assert!(n <= 2, "{n} tokens ran again");
+    let n = session.sync(&engine.prompt("<__media__>c", &[second])?, None)?;
+    assert!(n > first.n_tokens(), "{n} tokens ran for another picture");
+    Ok(())
+}
+
+#[test]
+fn a_text_model_refuses_pictures() {
+    let error = engine("llama-gqa.gguf", 1).encode_image(&picture(0), None, None).unwrap_err();
+    assert!(error.to_string().contains("--mmproj"), "{error}");
+}
+
+#[test]
+fn an_mmproj_of_another_width_is_refused_with_both_sizes() {
+    let text = fixture("llama-k-quants.gguf");
+    let error = Engine::load(&text, Some(&fixture("llava-mlp.gguf")), &EngineOptions::default()).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Mismatch);
+    let message = error.to_string();
+    assert!(message.contains("llava-mlp.gguf") && message.contains("256 wide"), "{message}");
+}
