@@ -8,7 +8,8 @@ use super::{LANES, load, store};
 use crate::attention::{KEY_TILE, Rows, Tile};
 use std::arch::x86_64::*;
 
-/// Rows computed together: with four keys, or four vectors of values, they fill twelve of the sixteen registers.
+/// Rows computed together: their sums with four keys, or four vectors of values, take twelve registers, a vector of each
+/// row three more, and the last holds the key or value.
 const GROUP: usize = 3;
 type Scores = [[f32; LANES]; KEY_TILE / LANES];
 
@@ -63,16 +64,23 @@ fn group<const R: usize>(rows: &mut Rows<'_>, tile: &Tile<'_>, r: usize, width: 
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn scores<const R: usize>(q: &[[f32; LANES]], k: &[[f32; LANES]], width: usize, n_fours: usize, p: &mut [Scores; R]) {
-    let q: [&[[f32; LANES]]; R] = std::array::from_fn(|i| &q[i * width..][..width]);
+    let mut rows = [&q[..0]; R];
+    for (row, q) in rows.iter_mut().zip(q.chunks_exact(width)) {
+        *row = q;
+    }
     for (j, k) in k.chunks_exact(4 * width).take(n_fours).enumerate() {
-        let k: [&[[f32; LANES]]; 4] = std::array::from_fn(|i| &k[i * width..][..width]);
+        let (k01, k23) = k.split_at(2 * width);
+        let ((k0, k1), (k2, k3)) = (k01.split_at(width), k23.split_at(width));
         let mut sums = [[_mm256_setzero_ps(); 4]; R];
         for d in 0..width {
-            let k4 = [load(&k[0][d]), load(&k[1][d]), load(&k[2][d]), load(&k[3][d])];
+            let mut q = [_mm256_setzero_ps(); R];
             for i in 0..R {
-                let q = load(&q[i][d]);
-                for c in 0..4 {
-                    sums[i][c] = _mm256_fmadd_ps(q, k4[c], sums[i][c]);
+                q[i] = load(&rows[i][d]);
+            }
+            for (c, k) in [k0, k1, k2, k3].into_iter().enumerate() {
+                let k = load(&k[d]);
+                for i in 0..R {
+                    sums[i][c] = _mm256_fmadd_ps(q[i], k, sums[i][c]);
                 }
             }
         }
@@ -165,10 +173,14 @@ fn add_columns<const R: usize, const C: usize>(
     }
     for (j, v) in v.chunks_exact(width).take(n.min(KEY_TILE)).enumerate() {
         let v: &[[f32; LANES]; C] = v[at..].first_chunk().expect("the columns lie inside the row");
+        let mut weights = [_mm256_setzero_ps(); R];
         for i in 0..R {
-            let p = _mm256_set1_ps(p[i].as_flattened()[j]);
-            for c in 0..C {
-                sums[i][c] = _mm256_fmadd_ps(p, load(&v[c]), sums[i][c]);
+            weights[i] = _mm256_set1_ps(p[i].as_flattened()[j % KEY_TILE]);
+        }
+        for c in 0..C {
+            let v = load(&v[c]);
+            for i in 0..R {
+                sums[i][c] = _mm256_fmadd_ps(weights[i], v, sums[i][c]);
             }
         }
     }

@@ -24,7 +24,9 @@ pub fn to_f16(x: &[f32], y: &mut [u16]) {
     for (y, x) in y8.iter_mut().zip(x8) {
         *y = half_bits(load(x));
     }
-    y_tail.copy_from_slice(&half_bits(load(&padded(x_tail)))[..x_tail.len()]);
+    if !x_tail.is_empty() {
+        y_tail.copy_from_slice(&half_bits(load(&padded(x_tail)))[..x_tail.len()]);
+    }
 }
 
 #[target_feature(enable = "avx2,f16c")]
@@ -35,9 +37,11 @@ pub fn from_f16(x: &[u16], y: &mut [f32]) {
     for (y, x) in y8.iter_mut().zip(x8) {
         store(y, floats(x));
     }
-    let mut last = [0.0; LANES];
-    store(&mut last, floats(&padded(x_tail)));
-    y_tail.copy_from_slice(&last[..x_tail.len()]);
+    if !x_tail.is_empty() {
+        let mut last = [0.0; LANES];
+        store(&mut last, floats(&padded(x_tail)));
+        y_tail.copy_from_slice(&last[..x_tail.len()]);
+    }
 }
 
 #[target_feature(enable = "avx2,f16c")]
