@@ -4,7 +4,7 @@
 //! blocking over rows never shows in the result.
 
 use super::activation::exp_negative;
-use super::{LANES, load, store};
+use super::{LANES, load_floats, store_floats};
 use crate::attention::{KEY_TILE, Rows, Tile};
 use std::arch::x86_64::*;
 
@@ -75,10 +75,10 @@ fn scores<const R: usize>(q: &[[f32; LANES]], k: &[[f32; LANES]], width: usize, 
         for d in 0..width {
             let mut q = [_mm256_setzero_ps(); R];
             for i in 0..R {
-                q[i] = load(&rows[i][d]);
+                q[i] = load_floats(&rows[i][d]);
             }
             for (c, k) in [k0, k1, k2, k3].into_iter().enumerate() {
-                let k = load(&k[d]);
+                let k = load_floats(&k[d]);
                 for i in 0..R {
                     sums[i][c] = _mm256_fmadd_ps(q[i], k, sums[i][c]);
                 }
@@ -101,7 +101,7 @@ fn scores<const R: usize>(q: &[[f32; LANES]], k: &[[f32; LANES]], width: usize, 
 #[inline]
 fn softmax(p: &mut Scores, n: usize, max: &mut f32, sum: &mut f32) -> f32 {
     p.as_flattened_mut()[n..].fill(f32::NEG_INFINITY);
-    let [a, b, c, d] = [load(&p[0]), load(&p[1]), load(&p[2]), load(&p[3])];
+    let [a, b, c, d] = [load_floats(&p[0]), load_floats(&p[1]), load_floats(&p[2]), load_floats(&p[3])];
     let top = _mm256_max_ps(_mm256_max_ps(a, b), _mm256_max_ps(c, d));
     let top = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps::<1>(top));
     let top = _mm_max_ps(top, _mm_movehl_ps(top, top));
@@ -114,9 +114,9 @@ fn softmax(p: &mut Scores, n: usize, max: &mut f32, sum: &mut f32) -> f32 {
     let top = _mm256_set1_ps(*max);
     let mut total = _mm256_setzero_ps();
     for p in &mut p[..n.div_ceil(LANES)] {
-        let e = exp_negative(_mm256_sub_ps(load(p), top));
+        let e = exp_negative(_mm256_sub_ps(load_floats(p), top));
         total = _mm256_add_ps(total, e);
-        store(p, e);
+        store_floats(p, e);
     }
     for p in &mut p[n.div_ceil(LANES)..] {
         *p = [0.0; LANES];
@@ -168,7 +168,7 @@ fn add_columns<const R: usize, const C: usize>(
     let mut sums = [[_mm256_setzero_ps(); C]; R];
     for i in 0..R {
         for c in 0..C {
-            sums[i][c] = _mm256_mul_ps(load(&acc[i * width + at + c]), _mm256_set1_ps(shrink[i]));
+            sums[i][c] = _mm256_mul_ps(load_floats(&acc[i * width + at + c]), _mm256_set1_ps(shrink[i]));
         }
     }
     for (j, v) in v.chunks_exact(width).take(n.min(KEY_TILE)).enumerate() {
@@ -178,7 +178,7 @@ fn add_columns<const R: usize, const C: usize>(
             weights[i] = _mm256_set1_ps(p[i].as_flattened()[j % KEY_TILE]);
         }
         for c in 0..C {
-            let v = load(&v[c]);
+            let v = load_floats(&v[c]);
             for i in 0..R {
                 sums[i][c] = _mm256_fmadd_ps(weights[i], v, sums[i][c]);
             }
@@ -186,7 +186,7 @@ fn add_columns<const R: usize, const C: usize>(
     }
     for i in 0..R {
         for c in 0..C {
-            store(&mut acc[i * width + at + c], sums[i][c]);
+            store_floats(&mut acc[i * width + at + c], sums[i][c]);
         }
     }
 }

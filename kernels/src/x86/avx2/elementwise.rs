@@ -1,6 +1,6 @@
 //! Sums and conversions, element by element.
 
-use super::{LANES, load, padded, store};
+use super::{LANES, load_floats, padded, store_floats};
 use std::arch::x86_64::*;
 
 #[target_feature(enable = "avx2")]
@@ -9,7 +9,7 @@ pub fn add(x: &mut [f32], y: &[f32]) {
     let (x8, x_tail) = x.as_chunks_mut::<LANES>();
     let (y8, y_tail) = y.as_chunks::<LANES>();
     for (x, y) in x8.iter_mut().zip(y8) {
-        store(x, _mm256_add_ps(load(x), load(y)));
+        store_floats(x, _mm256_add_ps(load_floats(x), load_floats(y)));
     }
     for (x, y) in x_tail.iter_mut().zip(y_tail) {
         *x += y;
@@ -22,10 +22,10 @@ pub fn to_f16(x: &[f32], y: &mut [u16]) {
     let (x8, x_tail) = x.as_chunks::<LANES>();
     let (y8, y_tail) = y.as_chunks_mut::<LANES>();
     for (y, x) in y8.iter_mut().zip(x8) {
-        *y = half_bits(load(x));
+        *y = half_bits(load_floats(x));
     }
     if !x_tail.is_empty() {
-        y_tail.copy_from_slice(&half_bits(load(&padded(x_tail)))[..x_tail.len()]);
+        y_tail.copy_from_slice(&half_bits(load_floats(&padded(x_tail)))[..x_tail.len()]);
     }
 }
 
@@ -35,11 +35,11 @@ pub fn from_f16(x: &[u16], y: &mut [f32]) {
     let (x8, x_tail) = x.as_chunks::<LANES>();
     let (y8, y_tail) = y.as_chunks_mut::<LANES>();
     for (y, x) in y8.iter_mut().zip(x8) {
-        store(y, floats(x));
+        store_floats(y, floats(x));
     }
     if !x_tail.is_empty() {
         let mut last = [0.0; LANES];
-        store(&mut last, floats(&padded(x_tail)));
+        store_floats(&mut last, floats(&padded(x_tail)));
         y_tail.copy_from_slice(&last[..x_tail.len()]);
     }
 }

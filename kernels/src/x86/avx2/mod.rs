@@ -57,14 +57,14 @@ pub fn extend_math(table: &mut Kernels) {
 
 #[target_feature(enable = "avx")]
 #[inline]
-fn load(x: &[f32; LANES]) -> __m256 {
+fn load_floats(x: &[f32; LANES]) -> __m256 {
     // SAFETY: the reference covers the 32 bytes read; the load needs no alignment.
     unsafe { _mm256_loadu_ps(x.as_ptr()) }
 }
 
 #[target_feature(enable = "avx")]
 #[inline]
-fn store(x: &mut [f32; LANES], v: __m256) {
+fn store_floats(x: &mut [f32; LANES], v: __m256) {
     // SAFETY: the reference covers the 32 bytes written; the store needs no alignment.
     unsafe { _mm256_storeu_ps(x.as_mut_ptr(), v) }
 }

@@ -1,6 +1,6 @@
 //! Norms over one row, with sums in f64 like the scalar twin's.
 
-use super::{LANES, load, store};
+use super::{LANES, load_floats, store_floats};
 use crate::scalar::norm::rms_scale;
 use std::arch::x86_64::*;
 
@@ -12,7 +12,7 @@ pub fn rms_norm(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
     let (w8, w_tail) = w.as_chunks::<LANES>();
     let (y8, y_tail) = y.as_chunks_mut::<LANES>();
     for ((y, x), w) in y8.iter_mut().zip(x8).zip(w8) {
-        store(y, _mm256_mul_ps(scaled(x, 0.0, scale), load(w)));
+        store_floats(y, _mm256_mul_ps(scaled(x, 0.0, scale), load_floats(w)));
     }
     for ((y, x), w) in y_tail.iter_mut().zip(x_tail).zip(w_tail) {
         *y = (f64::from(*x) * scale) as f32 * w;
@@ -34,7 +34,7 @@ pub fn layer_norm(x: &[f32], w: &[f32], b: &[f32], eps: f32, y: &mut [f32]) {
     let (b8, b_tail) = b.as_chunks::<LANES>();
     let (y8, y_tail) = y.as_chunks_mut::<LANES>();
     for (((y, x), w), b) in y8.iter_mut().zip(x8).zip(w8).zip(b8) {
-        store(y, _mm256_fmadd_ps(scaled(x, mean, scale), load(w), load(b)));
+        store_floats(y, _mm256_fmadd_ps(scaled(x, mean, scale), load_floats(w), load_floats(b)));
     }
     for (((y, x), w), b) in y_tail.iter_mut().zip(x_tail).zip(w_tail).zip(b_tail) {
         *y = (((f64::from(*x) - mean) * scale) as f32).mul_add(*w, *b);
@@ -69,7 +69,7 @@ fn sum(x: &[f32], f: impl Fn(__m256d) -> __m256d, f_tail: impl Fn(f64) -> f64) -
 #[target_feature(enable = "avx2")]
 #[inline]
 fn doubles(x: &[f32; LANES]) -> (__m256d, __m256d) {
-    let x = load(x);
+    let x = load_floats(x);
     (_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(x)))
 }
 

@@ -1,6 +1,6 @@
 //! Rotary position embedding of neighbouring pairs, four pairs at a time.
 
-use super::{LANES, load, store};
+use super::{LANES, load_floats, store_floats};
 use std::arch::x86_64::*;
 
 #[target_feature(enable = "avx2,fma")]
@@ -10,7 +10,7 @@ pub fn rope(x: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (cos4, cos_tail) = cos.as_chunks::<4>();
     let (sin4, sin_tail) = sin.as_chunks::<4>();
     for ((x, c), s) in x8.iter_mut().zip(cos4).zip(sin4) {
-        store(x, rotate(load(x), c, s));
+        store_floats(x, rotate(load_floats(x), c, s));
     }
     let n = cos_tail.len();
     if n == 0 {
@@ -20,8 +20,8 @@ pub fn rope(x: &mut [f32], cos: &[f32], sin: &[f32]) {
     x[..2 * n].copy_from_slice(x_tail);
     c[..n].copy_from_slice(cos_tail);
     s[..n].copy_from_slice(sin_tail);
-    let v = rotate(load(&x), &c, &s);
-    store(&mut x, v);
+    let v = rotate(load_floats(&x), &c, &s);
+    store_floats(&mut x, v);
     x_tail.copy_from_slice(&x[..2 * n]);
 }
 
