@@ -54,6 +54,10 @@ pub const ROW_STEP: usize = 8;
 const ROW_BLOCK: usize = 64;
 /// Fewer rows than this are not worth a block of their own.
 const MIN_ROW_BLOCK: usize = 12;
+/// With fewer rows to a key head than this, chunks are shared out instead of rows.
+const FEW_ROWS: usize = 2 * MIN_ROW_BLOCK;
+/// Floats of the key tiles of heads that are expanded together: with as many for values, they stay in a level-2 cache.
+const GROUP_FLOATS: usize = 32 * 1024;
 
 /// Keys and values of one head, `[KEY_TILE, width]` each. Rows that no query sees may hold anything.
 pub struct Tile<'a> {
@@ -125,28 +129,8 @@ pub fn attention_with(
         assert!(n_past + n_tokens <= n_kv, "{a:?}: {n_tokens} queries over {n_kv} keys");
     }
     let job = Job { table, a, q, k, v, n_kv, n_rows: n_tokens * (a.n_head / a.n_head_kv) };
-    let n_chunks = n_kv.div_ceil(KEY_CHUNK);
-    // Blocks are cut smaller only to give each thread something to do.
-    let wanted = (2 * team.n_threads()).div_ceil(a.n_head_kv).min(job.n_rows / MIN_ROW_BLOCK);
-    let n_blocks = job.n_rows.div_ceil(ROW_BLOCK).max(wanted);
-    let n_items = n_blocks * a.n_head_kv;
     let out = Disjoint::new(out);
-    if n_chunks > 1 && team.n_threads() > 1 && n_items < 4 * team.n_threads() {
-        job.run_by_chunk(team, n_blocks, n_chunks, &out);
-    } else {
-        team.run(n_items, &|i| {
-            let (kv_head, rows) = (i / n_blocks, job.block(n_blocks, i % n_blocks));
-            SCRATCH.with_borrow_mut(|scratch| {
-                let (total, partial) = (&mut scratch.total, &mut scratch.partial);
-                total.reset(rows.len(), job.width());
-                for c in 0..n_chunks {
-                    job.chunk(kv_head, rows.clone(), c, &mut scratch.buffers, partial);
-                    total.merge(partial);
-                }
-                job.write(kv_head, rows, total, &out);
-            });
-        });
-    }
+    if job.n_rows < FEW_ROWS { job.run_by_chunk(team, &out) } else { job.run_by_block(team, &out) }
 }
 
 /// What a row has gathered: see [`Rows`].
@@ -233,11 +217,6 @@ impl Job<'_> {
         self.a.n_head / self.a.n_head_kv
     }
 
-    /// Rows of block `b` of `n_blocks`.
-    fn block(&self, n_blocks: usize, b: usize) -> Range<usize> {
-        self.n_rows * b / n_blocks..self.n_rows * (b + 1) / n_blocks
-    }
-
     /// Where the head of row `r` lies in `q` and `out`.
     fn head(&self, kv_head: usize, r: usize) -> Range<usize> {
         let (token, i) = (r / self.n_group(), r % self.n_group());
@@ -250,85 +229,125 @@ impl Job<'_> {
         self.a.causal.map_or(self.n_kv, |n_past| n_past + r / self.n_group() + 1)
     }
 
-    /// The state of `rows` over the keys of chunk `c` alone.
-    fn chunk(&self, kv_head: usize, rows: Range<usize>, c: usize, buffers: &mut Buffers, state: &mut State) {
-        let width = self.width();
-        state.reset(rows.len(), width);
+    fn n_chunks(&self) -> usize {
+        self.n_kv.div_ceil(KEY_CHUNK)
+    }
+
+    /// Many rows: key heads and blocks of rows are shared out, and each block goes through all keys.
+    fn run_by_block(&self, team: &Team, out: &Disjoint<'_, f32>) {
+        // Blocks are cut smaller only to give each thread something to do.
+        let wanted = (2 * team.n_threads()).div_ceil(self.a.n_head_kv).min(self.n_rows / MIN_ROW_BLOCK);
+        let n_blocks = self.n_rows.div_ceil(ROW_BLOCK).max(wanted);
+        team.run(self.a.n_head_kv * n_blocks, &|part| {
+            let (head, b) = (part / n_blocks, part % n_blocks);
+            let (heads, rows) = (head..head + 1, self.n_rows * b / n_blocks..self.n_rows * (b + 1) / n_blocks);
+            SCRATCH.with_borrow_mut(|Scratch { buffers, partial, total }| {
+                total.reset(rows.len(), self.width());
+                for c in 0..self.n_chunks() {
+                    self.chunk(heads.clone(), rows.clone(), c, buffers, partial);
+                    total.merge(partial);
+                }
+                self.write(heads, rows, total, out);
+            });
+        });
+    }
+
+    /// Few rows, as when one token is decoded: groups of key heads and chunks of keys are shared out. Neighbouring heads
+    /// go together because their keys lie together.
+    fn run_by_chunk(&self, team: &Team, out: &Disjoint<'_, f32>) {
+        let (n_heads, n_chunks) = (self.a.n_head_kv, self.n_chunks().max(1));
+        let most = (GROUP_FLOATS / (KEY_TILE * self.width())).max(1);
+        let n_groups = n_heads.div_ceil(most).max((2 * team.n_threads()).div_ceil(n_chunks)).min(n_heads);
+        let heads = |g: usize| n_heads * g / n_groups..n_heads * (g + 1) / n_groups;
+        let mut states: Vec<State> = Vec::new();
+        states.resize_with(n_groups * n_chunks, State::default);
+        team.rows(&mut states, 1, &|part, state| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                self.chunk(
+                    heads(part / n_chunks),
+                    0..self.n_rows,
+                    part % n_chunks,
+                    &mut scratch.buffers,
+                    &mut state[0],
+                );
+            });
+        });
+        team.rows(&mut states, n_chunks, &|group, states| {
+            let (total, later) = states.split_at_mut(1);
+            later.iter().for_each(|state| total[0].merge(state));
+            self.write(heads(group), 0..self.n_rows, &total[0], out);
+        });
+    }
+
+    /// The state of `rows` of each of `heads`, `[n_heads, n_rows]`, over the keys of chunk `c` alone.
+    fn chunk(&self, heads: Range<usize>, rows: Range<usize>, c: usize, buffers: &mut Buffers, state: &mut State) {
+        let (n, width) = (rows.len(), self.width());
+        state.reset(heads.len() * n, width);
         let keys = c * KEY_CHUNK..((c + 1) * KEY_CHUNK).min(self.seen(rows.end - 1));
         if keys.is_empty() {
             return;
         }
-        refill(&mut buffers.q, rows.len() * width, 0.0);
-        for (row, r) in buffers.q.chunks_mut(width).zip(rows.clone()) {
-            for (y, x) in row.iter_mut().zip(&self.q[self.head(kv_head, r)]) {
+        let Buffers { q, k, v, n_keys } = buffers;
+        refill(q, heads.len() * n * width, 0.0);
+        let all_rows = heads.clone().flat_map(|head| rows.clone().map(move |r| (head, r)));
+        for (row, (head, r)) in q.chunks_mut(width).zip(all_rows) {
+            for (y, x) in row.iter_mut().zip(&self.q[self.head(head, r)]) {
                 *y = x * self.a.scale;
             }
         }
-        buffers.k.resize(KEY_TILE * width, 0.0);
-        buffers.v.resize(KEY_TILE * width, 0.0);
-        if width != self.a.head_dim {
-            buffers.k.fill(0.0);
-            buffers.v.fill(0.0);
+        for tiles in [&mut *k, &mut *v] {
+            tiles.resize(heads.len() * KEY_TILE * width, 0.0);
+            if width != self.a.head_dim {
+                tiles.fill(0.0);
+            }
         }
         for start in keys.clone().step_by(KEY_TILE) {
             let tile = start..(start + KEY_TILE).min(keys.end);
-            self.expand(self.k, kv_head, tile.clone(), &mut buffers.k);
-            self.expand(self.v, kv_head, tile, &mut buffers.v);
-            buffers.n_keys.clear();
-            buffers.n_keys.extend(rows.clone().map(|r| self.seen(r).saturating_sub(start).min(KEY_TILE)));
-            (self.table.attend)(
-                &mut Rows {
-                    q: &buffers.q,
-                    acc: &mut state.acc,
-                    max: &mut state.max,
-                    sum: &mut state.sum,
-                    n_keys: &buffers.n_keys,
-                },
-                &Tile { k: &buffers.k, v: &buffers.v, width },
-            );
-        }
-    }
-
-    /// Writes rows `keys` of one head as floats to the rows of `tile`.
-    fn expand(&self, from: Kv<'_>, kv_head: usize, keys: Range<usize>, tile: &mut [f32]) {
-        let (n, stride) = (self.a.head_dim, self.a.n_head_kv * self.a.head_dim);
-        for (row, key) in tile.chunks_mut(self.width()).zip(keys) {
-            let at = key * stride + kv_head * n;
-            match from {
-                Kv::F32(x) => row[..n].copy_from_slice(&x[at..at + n]),
-                Kv::F16(x) => (self.table.from_f16)(&x[at..at + n], &mut row[..n]),
+            self.expand(self.k, heads.clone(), tile.clone(), k);
+            self.expand(self.v, heads.clone(), tile, v);
+            n_keys.clear();
+            n_keys.extend(rows.clone().map(|r| self.seen(r).saturating_sub(start).min(KEY_TILE)));
+            for h in 0..heads.len() {
+                let (rows, row_floats) = (h * n..(h + 1) * n, h * n * width..(h + 1) * n * width);
+                let tile_floats = h * KEY_TILE * width..(h + 1) * KEY_TILE * width;
+                (self.table.attend)(
+                    &mut Rows {
+                        q: &q[row_floats.clone()],
+                        acc: &mut state.acc[row_floats],
+                        max: &mut state.max[rows.clone()],
+                        sum: &mut state.sum[rows],
+                        n_keys,
+                    },
+                    &Tile { k: &k[tile_floats.clone()], v: &v[tile_floats], width },
+                );
             }
         }
     }
 
-    fn write(&self, kv_head: usize, rows: Range<usize>, state: &State, out: &Disjoint<'_, f32>) {
-        for (i, r) in rows.enumerate() {
+    /// Writes rows `keys` of `heads` as floats to `tiles`, `[n_heads, KEY_TILE, width]`.
+    fn expand(&self, from: Kv<'_>, heads: Range<usize>, keys: Range<usize>, tiles: &mut [f32]) {
+        let (n, width) = (self.a.head_dim, self.width());
+        for (j, key) in keys.enumerate() {
+            for (h, head) in heads.clone().enumerate() {
+                let at = (key * self.a.n_head_kv + head) * n;
+                let row = &mut tiles[(h * KEY_TILE + j) * width..][..n];
+                match from {
+                    Kv::F32(x) => row.copy_from_slice(&x[at..at + n]),
+                    Kv::F16(x) => (self.table.from_f16)(&x[at..at + n], row),
+                }
+            }
+        }
+    }
+
+    fn write(&self, heads: Range<usize>, rows: Range<usize>, state: &State, out: &Disjoint<'_, f32>) {
+        let all_rows = heads.flat_map(|head| rows.clone().map(move |r| (head, r)));
+        for ((acc, sum), (head, r)) in state.acc.chunks(self.width()).zip(&state.sum).zip(all_rows) {
             // SAFETY: the heads of different rows and key heads do not overlap, and each is written by one part.
-            let out = unsafe { out.get(self.head(kv_head, r)) };
-            let factor = if state.sum[i] == 0.0 { 0.0 } else { 1.0 / state.sum[i] };
-            for (y, x) in out.iter_mut().zip(&state.acc[i * self.width()..]) {
+            let out = unsafe { out.get(self.head(head, r)) };
+            let factor = if *sum == 0.0 { 0.0 } else { 1.0 / sum };
+            for (y, x) in out.iter_mut().zip(acc) {
                 *y = x * factor;
             }
         }
-    }
-
-    /// Few rows and many keys, as when one token is decoded: chunks are shared out too.
-    fn run_by_chunk(&self, team: &Team, n_blocks: usize, n_chunks: usize, out: &Disjoint<'_, f32>) {
-        let n_items = n_blocks * self.a.n_head_kv;
-        let mut states: Vec<State> = Vec::new();
-        states.resize_with(n_items * n_chunks, State::default);
-        team.rows(&mut states, 1, &|i, state| {
-            let (item, c) = (i / n_chunks, i % n_chunks);
-            let rows = self.block(n_blocks, item % n_blocks);
-            SCRATCH.with_borrow_mut(|scratch| {
-                self.chunk(item / n_blocks, rows, c, &mut scratch.buffers, &mut state[0]);
-            });
-        });
-        team.rows(&mut states, n_chunks, &|item, states| {
-            let rows = self.block(n_blocks, item % n_blocks);
-            let (total, later) = states.split_at_mut(1);
-            later.iter().for_each(|state| total[0].merge(state));
-            self.write(item / n_blocks, rows, &total[0], out);
-        });
     }
 }

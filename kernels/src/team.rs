@@ -136,7 +136,7 @@ impl Team {
         self.workers.len() + 1
     }
 
-    /// Runs `f(part)` once for every part in `0..n_parts` and returns when all are done.
+    /// Runs `f(part)` once for every part in `0..n_parts` and returns when all are done. A single part runs on the caller.
     ///
     /// # Panics
     /// If a part panics: with its payload, once every thread has stopped. Parts of the same thread that were to follow
@@ -258,4 +258,159 @@ fn physical_cores() -> Option<usize> {
 #[cfg(not(target_os = "linux"))]
 fn physical_cores() -> Option<usize> {
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU32;
+
+    /// Asserts that `run` reaches each part exactly once.
+    fn assert_once(team: &Team, n_parts: usize) {
+        let counts: Vec<AtomicU32> = (0..n_parts).map(|_| AtomicU32::new(0)).collect();
+        team.run(n_parts, &|part| {
+            counts[part].fetch_add(1, Ordering::Relaxed);
+        });
+        assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{n_parts} parts, {} threads", team.n_threads());
+    }
+
+    #[test]
+    fn each_part_runs_once() {
+        for n_threads in [0, 1, 2, 3, 8] {
+            let team = Team::new(n_threads);
+            assert_eq!(team.n_threads(), n_threads.max(1));
+            for n_parts in [0, 1, 2, 3, 7, 8, 9, 100] {
+                assert_once(&team, n_parts);
+            }
+        }
+    }
+
+    #[test]
+    fn many_tiny_regions_with_more_threads_than_processors() {
+        for (n_threads, n_regions) in [(2, 3000), (8, 400)] {
+            let team = Team::new(n_threads);
+            for region in 0..n_regions {
+                // Borrowed data that dies with the region: a late worker would be caught by a sanitizer, a lost one here.
+                let data: Vec<u64> = (0..n_threads as u64 + region % 5).collect();
+                let sum = AtomicU64::new(0);
+                team.run(data.len(), &|part| {
+                    sum.fetch_add(data[part] + 1, Ordering::Relaxed);
+                });
+                let n = data.len() as u64;
+                assert_eq!(sum.into_inner(), n * (n + 1) / 2);
+                if region % 100 == 0 {
+                    // Long enough for every worker to park.
+                    thread::sleep(Duration::from_millis(2));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn parts_run_at_the_same_time() {
+        let team = Team::new(4);
+        let barrier = std::sync::Barrier::new(4);
+        team.run(4, &|_| {
+            barrier.wait();
+        });
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_leaves_the_team_usable() {
+        let team = Team::new(3);
+        for culprit in 0..6 {
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                team.run(6, &|part| {
+                    if part == culprit {
+                        resume_unwind(Box::new(part));
+                    }
+                })
+            }));
+            assert_eq!(result.expect_err("a part panicked").downcast_ref::<usize>(), Some(&culprit));
+            assert_once(&team, 10);
+        }
+        let all = catch_unwind(AssertUnwindSafe(|| team.run(3, &|part| resume_unwind(Box::new(part)))));
+        assert!(all.is_err());
+        assert_once(&team, 10);
+    }
+
+    #[test]
+    fn a_nested_region_runs_on_its_own_thread() {
+        let (team, other) = (Team::new(3), Team::new(2));
+        let count = AtomicUsize::new(0);
+        team.run(5, &|_| {
+            let id = thread::current().id();
+            for team in [&team, &other] {
+                team.run(4, &|_| {
+                    assert_eq!(thread::current().id(), id);
+                    count.fetch_add(1, Ordering::Relaxed);
+                });
+            }
+        });
+        assert_eq!(count.into_inner(), 5 * 8);
+        assert_once(&team, 7);
+    }
+
+    #[test]
+    fn callers_take_turns() {
+        let team = Team::new(3);
+        let inside = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let mine = AtomicUsize::new(0);
+                        team.run(6, &|_| {
+                            assert!(inside.fetch_add(1, Ordering::SeqCst) < 3, "two regions at once");
+                            mine.fetch_add(1, Ordering::Relaxed);
+                            inside.fetch_sub(1, Ordering::SeqCst);
+                        });
+                        assert_eq!(mine.into_inner(), 6);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_team_is_shared_and_ends_cleanly() {
+        fn assert_shared<T: Send + Sync>() {}
+        assert_shared::<Team>();
+        for n_threads in [1, 2, 8] {
+            drop(Team::new(n_threads));
+            let team = Team::new(n_threads);
+            assert_once(&team, 20);
+            thread::spawn(move || drop(team)).join().expect("dropping on another thread works");
+        }
+    }
+
+    #[test]
+    fn ranges_and_rows_cover_all() {
+        for n_threads in [1, 2, 5] {
+            let team = Team::new(n_threads);
+            for (n, step) in [(0, 4), (1, 4), (4, 4), (17, 4), (100, 1), (100, 7), (3, 100)] {
+                let hits: Vec<AtomicU32> = (0..n).map(|_| AtomicU32::new(0)).collect();
+                team.split(n, step, &|range| {
+                    assert!(range.start % step == 0 && (range.end % step == 0 || range.end == n) && !range.is_empty());
+                    range.for_each(|i| {
+                        hits[i].fetch_add(1, Ordering::Relaxed);
+                    });
+                });
+                assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1), "{n} by {step}");
+
+                let mut data = vec![0; n];
+                team.rows(&mut data, step, &|row, chunk| {
+                    assert_eq!(chunk.len(), step.min(n - row * step));
+                    chunk.iter_mut().enumerate().for_each(|(i, x)| *x += row * step + i + 1);
+                });
+                assert!(data.iter().enumerate().all(|(i, x)| *x == i + 1), "{n} in rows of {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_default_fits_the_machine() {
+        let available = thread::available_parallelism().map_or(1, |n| n.get());
+        assert!((1..=available).contains(&default_threads()));
+    }
 }

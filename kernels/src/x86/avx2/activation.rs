@@ -13,7 +13,7 @@ pub(super) fn exp_negative(x: __m256) -> __m256 {
     /// `ln 2` in two parts, the first with few enough bits that a product with an exponent is exact.
     const LN2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     /// `exp(r) = 1 + r + r² · Σ EXP[i] rⁱ` for `|r| <= ln2 / 2`, a Chebyshev fit to 1.2e-8.
-    const EXP: [f32; 5] = [0.5, 0.166_665_767, 0.041_666_554, 0.008_363_233, 0.001_392_625];
+    const EXP: [f32; 5] = [0.5, 0.166_665_76, 0.041_666_554, 0.008_363_233, 0.001_392_625];
     let lowest = _mm256_set1_ps(LOWEST);
     // The second operand is the result where one is NaN.
     let y = _mm256_max_ps(lowest, x);
@@ -113,9 +113,9 @@ pub fn gelu_erf(x: &mut [f32]) {
         // Beyond 20 the tail is zero; the bound keeps the square finite.
         let t = _mm256_min_ps(_mm256_set1_ps(20.0), _mm256_andnot_ps(_mm256_set1_ps(-0.0), x));
         let s = _mm256_div_ps(one, _mm256_fmadd_ps(t, _mm256_set1_ps(TAIL_SHAPE), one));
-        let mut p = _mm256_set1_ps(TAIL[9]);
+        let mut p = _mm256_set1_ps(TAIL[9] as f32);
         for c in TAIL[..9].iter().rev() {
-            p = _mm256_fmadd_ps(p, s, _mm256_set1_ps(*c));
+            p = _mm256_fmadd_ps(p, s, _mm256_set1_ps(*c as f32));
         }
         // exp(-t²/2), with what rounding took from t² given back to first order: it matters where t² is large.
         let square = _mm256_mul_ps(t, t);

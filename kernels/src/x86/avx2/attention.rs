@@ -8,7 +8,8 @@ use super::{LANES, load_floats, store_floats};
 use crate::attention::{KEY_TILE, Rows, Tile};
 use std::arch::x86_64::*;
 
-/// Rows computed together: with four keys, or four vectors of values, they fill twelve of the sixteen registers.
+/// Rows computed together: their sums with four keys, or four vectors of values, take twelve registers, a vector of each
+/// row three more, and the last holds the key or value.
 const GROUP: usize = 3;
 type Scores = [[f32; LANES]; KEY_TILE / LANES];
 
@@ -63,16 +64,23 @@ fn group<const R: usize>(rows: &mut Rows<'_>, tile: &Tile<'_>, r: usize, width: 
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn scores<const R: usize>(q: &[[f32; LANES]], k: &[[f32; LANES]], width: usize, n_fours: usize, p: &mut [Scores; R]) {
-    let q: [&[[f32; LANES]]; R] = std::array::from_fn(|i| &q[i * width..][..width]);
+    let mut rows = [&q[..0]; R];
+    for (row, q) in rows.iter_mut().zip(q.chunks_exact(width)) {
+        *row = q;
+    }
     for (j, k) in k.chunks_exact(4 * width).take(n_fours).enumerate() {
-        let k: [&[[f32; LANES]]; 4] = std::array::from_fn(|i| &k[i * width..][..width]);
+        let (k01, k23) = k.split_at(2 * width);
+        let ((k0, k1), (k2, k3)) = (k01.split_at(width), k23.split_at(width));
         let mut sums = [[_mm256_setzero_ps(); 4]; R];
         for d in 0..width {
-            let k4 = [load_floats(&k[0][d]), load_floats(&k[1][d]), load_floats(&k[2][d]), load_floats(&k[3][d])];
+            let mut q = [_mm256_setzero_ps(); R];
             for i in 0..R {
-                let q = load_floats(&q[i][d]);
-                for c in 0..4 {
-                    sums[i][c] = _mm256_fmadd_ps(q, k4[c], sums[i][c]);
+                q[i] = load_floats(&rows[i][d]);
+            }
+            for (c, k) in [k0, k1, k2, k3].into_iter().enumerate() {
+                let k = load_floats(&k[d]);
+                for i in 0..R {
+                    sums[i][c] = _mm256_fmadd_ps(q[i], k, sums[i][c]);
                 }
             }
         }
@@ -81,7 +89,7 @@ fn scores<const R: usize>(q: &[[f32; LANES]], k: &[[f32; LANES]], width: usize, 
             let pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
             let four = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps::<1>(pairs));
             let to: &mut [f32; 4] = &mut p[i][j / 2].as_chunks_mut().0[j % 2];
-            // SAFETY: the reference covers the 16 bytes written; the store_floats needs no alignment.
+            // SAFETY: the reference covers the 16 bytes written; the store needs no alignment.
             unsafe { _mm_storeu_ps(to.as_mut_ptr(), four) };
         }
     }
@@ -165,10 +173,14 @@ fn add_columns<const R: usize, const C: usize>(
     }
     for (j, v) in v.chunks_exact(width).take(n.min(KEY_TILE)).enumerate() {
         let v: &[[f32; LANES]; C] = v[at..].first_chunk().expect("the columns lie inside the row");
+        let mut weights = [_mm256_setzero_ps(); R];
         for i in 0..R {
-            let p = _mm256_set1_ps(p[i].as_flattened()[j]);
-            for c in 0..C {
-                sums[i][c] = _mm256_fmadd_ps(p, load_floats(&v[c]), sums[i][c]);
+            weights[i] = _mm256_set1_ps(p[i].as_flattened()[j % KEY_TILE]);
+        }
+        for c in 0..C {
+            let v = load_floats(&v[c]);
+            for i in 0..R {
+                sums[i][c] = _mm256_fmadd_ps(weights[i], v, sums[i][c]);
             }
         }
     }

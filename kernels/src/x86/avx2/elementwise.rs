@@ -24,7 +24,9 @@ pub fn to_f16(x: &[f32], y: &mut [u16]) {
     for (y, x) in y8.iter_mut().zip(x8) {
         *y = half_bits(load_floats(x));
     }
-    y_tail.copy_from_slice(&half_bits(load_floats(&padded(x_tail)))[..x_tail.len()]);
+    if !x_tail.is_empty() {
+        y_tail.copy_from_slice(&half_bits(load_floats(&padded(x_tail)))[..x_tail.len()]);
+    }
 }
 
 #[target_feature(enable = "avx2,f16c")]
@@ -35,16 +37,18 @@ pub fn from_f16(x: &[u16], y: &mut [f32]) {
     for (y, x) in y8.iter_mut().zip(x8) {
         store_floats(y, floats(x));
     }
-    let mut last = [0.0; LANES];
-    store_floats(&mut last, floats(&padded(x_tail)));
-    y_tail.copy_from_slice(&last[..x_tail.len()]);
+    if !x_tail.is_empty() {
+        let mut last = [0.0; LANES];
+        store_floats(&mut last, floats(&padded(x_tail)));
+        y_tail.copy_from_slice(&last[..x_tail.len()]);
+    }
 }
 
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn half_bits(v: __m256) -> [u16; LANES] {
     let mut bits = [0; LANES];
-    // SAFETY: the array covers the 16 bytes written; the store_floats needs no alignment.
+    // SAFETY: the array covers the 16 bytes written; the store needs no alignment.
     unsafe { _mm_storeu_si128(bits.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) };
     bits
 }
@@ -52,6 +56,6 @@ fn half_bits(v: __m256) -> [u16; LANES] {
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn floats(bits: &[u16; LANES]) -> __m256 {
-    // SAFETY: the reference covers the 16 bytes read; the load_floats needs no alignment.
+    // SAFETY: the reference covers the 16 bytes read; the load needs no alignment.
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(bits.as_ptr().cast()) })
 }

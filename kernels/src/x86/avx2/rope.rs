@@ -13,6 +13,9 @@ pub fn rope(x: &mut [f32], cos: &[f32], sin: &[f32]) {
         store_floats(x, rotate(load_floats(x), c, s));
     }
     let n = cos_tail.len();
+    if n == 0 {
+        return;
+    }
     let (mut x, mut c, mut s) = ([0.0; LANES], [0.0; 4], [0.0; 4]);
     x[..2 * n].copy_from_slice(x_tail);
     c[..n].copy_from_slice(cos_tail);
