@@ -138,27 +138,29 @@ pub fn matmul_with(k: &Kernels, team: &Team, w: Weights<'_>, x: &[f32], act: &mu
     let (weights, size) = w.dtype.block();
     let out = Shared::new(out);
     team.split(w.n_rows, PANEL_ROWS, &|rows| {
+        // Columns `first..` of the panel from `row` on. A panel that is not full repeats its last row; those sums are dropped.
+        let part = |row: usize, first: usize| -> [&[u8]; PANEL_ROWS] {
+            let bytes = first / weights * size..(first + step).min(w.n_cols) / weights * size;
+            std::array::from_fn(|i| &w.data[(row + i).min(w.n_rows - 1) * row_bytes..][bytes.clone()])
+        };
         SCRATCH.with_borrow_mut(|Scratch { panel, floats, sums }| {
             for first_row in rows.clone().step_by(PANEL_ROWS) {
                 sums.clear();
                 sums.resize(n_tokens, [0.0; PANEL_ROWS]);
                 for first in (0..w.n_cols).step_by(step) {
                     let n = step.min(w.n_cols - first);
-                    let bytes = first / weights * size..(first + n) / weights * size;
-                    // A panel that is not full repeats its last row; those sums are dropped.
-                    let part: [&[u8]; PANEL_ROWS] = std::array::from_fn(|i| {
-                        let row = (first_row + i).min(w.n_rows - 1);
-                        &w.data[row * row_bytes..][bytes.clone()]
-                    });
+                    let next =
+                        if first + step < w.n_cols { (first_row, first + step) } else { (first_row + PANEL_ROWS, 0) };
                     match columns {
-                        Some(x) => {
-                            (k.unpack)(w.dtype, &part, panel);
-                            (k.dot)(form, panel, n, x, first, sums);
-                        }
-                        None => {
-                            (k.unpack_float)(w.dtype, &part, floats);
-                            (k.dot_float)(floats, n, x, w.n_cols, first, sums);
-                        }
+                        Some(_) => (k.unpack)(w.dtype, &part(first_row, first), panel),
+                        None => (k.unpack_float)(w.dtype, &part(first_row, first), floats),
+                    }
+                    if next.0 < rows.end {
+                        (k.prefetch)(&part(next.0, next.1));
+                    }
+                    match columns {
+                        Some(x) => (k.dot)(form, panel, n, x, first, sums),
+                        None => (k.dot_float)(floats, n, x, w.n_cols, first, sums),
                     }
                 }
                 let n = PANEL_ROWS.min(rows.end - first_row);

@@ -31,6 +31,8 @@ pub struct Kernels {
     ///
     /// [`FLOAT_COLS`]: crate::panel::FLOAT_COLS
     pub unpack_float: fn(Dtype, &[&[u8]; PANEL_ROWS], &mut FloatPanel),
+    /// Asks for the bytes of 16 rows ahead of their use.
+    pub prefetch: fn(&[&[u8]; PANEL_ROWS]),
     /// Rounds activations to 8 bits: (x, q, scale, sum16, sum32), the outputs as in [`Columns`].
     pub quantize: fn(&[f32], &mut [i8], &mut [f32], &mut [f32], &mut [f32]),
     /// Adds to `acc: [n_tokens][row]` the product of a panel's first `n` columns with the columns of `x` from `first` on:

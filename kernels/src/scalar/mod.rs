@@ -32,6 +32,7 @@ pub fn table() -> Kernels {
         dequantize: dequantize::dequantize,
         unpack: unpack::unpack,
         unpack_float: unpack::unpack_float,
+        prefetch: |_| {},
         quantize: quantize::quantize,
         dot: dot::dot,
         dot_float: dot::dot_float,

@@ -50,6 +50,7 @@ pub(super) fn extend(table: &mut Kernels) {
     table.dequantize = dequantize::dequantize;
     table.unpack = unpack::unpack;
     table.unpack_float = unpack::unpack_float;
+    table.prefetch = unpack::prefetch;
     table.quantize = quantize::quantize;
     table.dot = dot::dot;
     table.dot_float = dot::dot_float;

@@ -39,6 +39,15 @@ pub fn unpack(dtype: Dtype, rows: &[&[u8]; PANEL_ROWS], panel: &mut Panel) {
     }
 }
 
+pub fn prefetch(rows: &[&[u8]; PANEL_ROWS]) {
+    for at in (0..rows[0].len()).step_by(64) {
+        for row in rows {
+            // SAFETY: a prefetch touches no memory and may name any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(row.as_ptr().wrapping_add(at).cast()) };
+        }
+    }
+}
+
 /// Eight rows of the same length.
 struct Rows<'a>([&'a [u8]; 8]);
 
