@@ -1,9 +1,11 @@
 //! Text: tokenizers from GGUF metadata, samplers and chat templates. Knows no model.
 
 pub mod sampler;
+pub mod stop;
 pub mod template;
 pub mod tokenizer;
 
-pub use sampler::{Sampler, SamplerParams};
+pub use sampler::{Sampler, SamplerKind, SamplerParams};
+pub use stop::StopMatcher;
 pub use template::ChatTemplate;
 pub use tokenizer::{StreamDecoder, Tokenizer};
