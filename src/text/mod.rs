@@ -5,6 +5,7 @@ pub mod stop;
 pub mod template;
 pub mod tokenizer;
 
-pub use sampler::{Sampler, SamplerParams};
+pub use sampler::{Sampler, SamplerKind, SamplerParams};
+pub use stop::StopMatcher;
 pub use template::ChatTemplate;
 pub use tokenizer::{StreamDecoder, Tokenizer};

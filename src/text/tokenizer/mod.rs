@@ -145,6 +145,11 @@ impl Tokenizer {
         &self.vocab.eog
     }
 
+    /// Tokens that the file says must never be chosen.
+    pub fn suppressed_tokens(&self) -> &[u32] {
+        &self.vocab.suppressed
+    }
+
     /// Number of tokens.
     pub fn n_vocab(&self) -> usize {
         self.vocab.len()
@@ -178,6 +183,15 @@ impl Tokenizer {
     /// The text of `token` as it stands in the file; empty beyond the vocabulary.
     pub fn token_text(&self, token: u32) -> &str {
         if (token as usize) < self.vocab.len() { self.vocab.token(token) } else { "" }
+    }
+}
+
+#[cfg(test)]
+impl Tokenizer {
+    /// A vocabulary of GPT-2's 256 bytes and `extra` control tokens, without merges: for tests of what uses tokens.
+    pub(crate) fn bytes(extra: &[&str]) -> Tokenizer {
+        Tokenizer::build(&tests::bpe("gpt-2", &[], &extra.iter().map(|t| (*t, 3)).collect::<Vec<_>>()))
+            .expect("a sound vocabulary")
     }
 }
 

@@ -51,6 +51,8 @@ const DEEPSEEK3: Step = Lines(
     r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+"##,
 );
 const CJK: Step = Split("[一-龥぀-ゟ゠-ヿ]+");
+/// White space within the ranges is no part of them, here and in `deepseek-llm`'s punctuation.
+const DEEPSEEK_CJK: Step = Split(r"[[一-龥ࠀ-一가-퟿]--\s]+");
 const DIGIT: Step = Split(r"\p{N}");
 const DIGITS_3: Step = Split(r"\p{N}{1,3}");
 const NEWLINES: Step = Split(r"[^\n]+|[\n]+");
@@ -136,9 +138,9 @@ const KINDS: &[Kind] = &[
             Split(
                 r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+",
             ),
-            Split(r"\s?[!-/:-~！-／：-～‘-‟　-。]+"),
+            Split(r"\s?[[!-/:-~！-／：-～‘-‟　-。]--\s]+"),
             Split(r"\s+$"),
-            Split("[一-龥ࠀ-一가-퟿]+"),
+            DEEPSEEK_CJK,
             Split(r"\p{N}+"),
         ],
         flags: 0,
@@ -162,7 +164,7 @@ const KINDS: &[Kind] = &[
     },
     Kind {
         names: &["deepseek-coder"],
-        steps: &[Split("[\r\n]"), Split(r"\s?\p{L}+"), Split(r"\s?\p{P}+"), Split("[一-龥ࠀ-一가-퟿]+"), DIGIT],
+        steps: &[Split("[\r\n]"), Split(r"\s?\p{L}+"), Split(r"\s?\p{P}+"), DEEPSEEK_CJK, DIGIT],
         flags: 0,
     },
     Kind {
@@ -306,11 +308,6 @@ impl Pre {
         };
         let steps = kind.steps.iter().map(compile).collect::<Result<_>>()?;
         Ok(Pre { name: name.to_owned(), steps, flags: kind.flags })
-    }
-
-    /// Its name.
-    pub fn name(&self) -> &str {
-        &self.name
     }
 
     /// Whether words are spelled in GPT-2's byte alphabet before the merges.

@@ -21,6 +21,7 @@ fn source(model: Model, pre: &str, tokens: Vec<String>) -> Source {
         eot: None,
         eom: None,
         unk: None,
+        suppress: vec![],
         add_bos: None,
         add_eos: None,
         add_space_prefix: None,
@@ -38,7 +39,7 @@ fn spm(words: &[&str]) -> Source {
 }
 
 /// GPT-2's layout: 256 bytes, the merged tokens, then `extra` with their types.
-fn bpe(pre: &str, merges: &[&str], extra: &[(&str, i64)]) -> Source {
+pub(super) fn bpe(pre: &str, merges: &[&str], extra: &[(&str, i64)]) -> Source {
     let mut tokens: Vec<String> = (0..=255u8).map(|b| pre::byte_char(b).to_string()).collect();
     tokens.extend(merges.iter().map(|m| m.replacen(' ', "", 1)));
     let mut types = vec![1; tokens.len()];

@@ -103,6 +103,8 @@ pub(super) struct Vocab {
     pub unk: Option<u32>,
     /// Sorted.
     pub eog: Vec<u32>,
+    /// Never to be chosen.
+    pub suppressed: Vec<u32>,
 }
 
 impl Vocab {
@@ -151,8 +153,19 @@ impl Vocab {
             None => vec![0.0; n],
         };
         let index = Index::new(&text, &ends);
-        let mut vocab =
-            Vocab { text, ends, kinds, scores, index, max_len, bos: None, eos: None, unk: None, eog: Vec::new() };
+        let mut vocab = Vocab {
+            text,
+            ends,
+            kinds,
+            scores,
+            index,
+            max_len,
+            bos: None,
+            eos: None,
+            unk: None,
+            eog: Vec::new(),
+            suppressed: Vec::new(),
+        };
         vocab.find_special(source)?;
         Ok(vocab)
     }
@@ -199,6 +212,8 @@ impl Vocab {
         self.bos = given("bos_token_id", source.bos, default(bos))?;
         self.eos = given("eos_token_id", source.eos, default(eos))?;
         self.unk = given("unknown_token_id", source.unk, default(unk))?;
+        self.suppressed =
+            source.suppress.iter().filter_map(|&id| u32::try_from(id).ok()).filter(|&id| id < n).collect();
         let eot = given("eot_token_id", source.eot, None)?;
         let eom = given("eom_token_id", source.eom, None)?;
 
