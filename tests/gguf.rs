@@ -165,7 +165,7 @@ fn every_value_and_shape() {
     assert_eq!(m.bool("bool").unwrap(), Some(true));
     assert_eq!(m.strings("tokens").unwrap().unwrap()[1], "▁б");
     assert_eq!(m.f32s("scores").unwrap().unwrap(), [0.5, -1.0]);
-    assert_eq!(m.f32s("nothing").unwrap().unwrap(), []);
+    assert_eq!(m.f32s("nothing").unwrap().unwrap(), Vec::<f32>::new());
     assert_eq!(m.i64s("types").unwrap().unwrap(), [1, 3, 6]);
     assert_eq!(m.bools("flags").unwrap().unwrap(), [true, false]);
     assert_eq!(m.get("i64"), Some(&Value::I64(i64::MIN)));

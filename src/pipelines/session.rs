@@ -198,7 +198,8 @@ impl Session {
                 progress((end - common) as f32 / total as f32);
             }
         }
-        for slot in &slots[common..] {
+        self.sampler.reset();
+        for slot in &slots {
             if let Slot::Token(token) = slot {
                 self.sampler.accept(*token);
             }
@@ -279,7 +280,7 @@ impl Session {
     ) -> Result<Answer> {
         let engine = self.engine.clone();
         let mut decoder = StreamDecoder::new(&engine.tokenizer);
-        let mut stop = StopMatcher::new(&generation.stop);
+        let mut stop = StopMatcher::new(generation.stop.iter().cloned());
         let mut answer = Answer { text: String::new(), tokens: Vec::new(), finish: Finish::Length };
         let mut emit = |text: &str, answer: &mut Answer| {
             answer.text.push_str(text);
@@ -303,17 +304,17 @@ impl Session {
                 Err(e) => return Err(e),
             };
             answer.tokens.push(token);
-            let text = stop.push(&decoder.push(token));
+            let (text, stopped) = stop.push(&decoder.push(token));
             if emit(&text, &mut answer).is_break() {
                 answer.finish = Finish::Cancelled;
                 return Ok(answer);
             }
-            if stop.is_matched() {
+            if stopped {
                 answer.finish = Finish::Stop;
                 return Ok(answer);
             }
         }
-        let rest = stop.push(&decoder.finish());
+        let (rest, _) = stop.push(&decoder.finish());
         let _ = emit(&(rest + &stop.finish()), &mut answer);
         Ok(answer)
     }

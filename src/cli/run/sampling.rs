@@ -1,6 +1,6 @@
 //! The sampler's flags, with llama.cpp's names and defaults.
 
-use crate::text::SamplerParams;
+use crate::text::{SamplerKind, SamplerParams};
 use crate::{Result, bail};
 
 /// How tokens are chosen.
@@ -81,7 +81,7 @@ pub struct SamplingArgs {
     dynatemp_exp: f32,
     /// Mirostat 1 or 2; 0: off
     #[arg(long, value_name = "N", default_value_t = 0)]
-    mirostat: u32,
+    mirostat: u8,
     /// Mirostat's learning rate
     #[arg(long, value_name = "X", default_value_t = 0.1)]
     mirostat_lr: f32,
@@ -99,7 +99,46 @@ pub struct SamplingArgs {
 impl SamplingArgs {
     /// The sampler's parameters.
     pub fn params(&self) -> Result<SamplerParams> {
-        Ok(SamplerParams { temp: self.temp, ..SamplerParams::default() })
+        let mut params = SamplerParams {
+            seed: u32::try_from(self.seed).ok(),
+            temp: self.temp,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            top_n_sigma: self.top_nsigma,
+            xtc_probability: self.xtc_probability,
+            xtc_threshold: self.xtc_threshold,
+            typical_p: self.typical,
+            repeat_last_n: self.repeat_last_n,
+            repeat_penalty: self.repeat_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            dry_multiplier: self.dry_multiplier,
+            dry_base: self.dry_base,
+            dry_allowed_length: self.dry_allowed_length,
+            dry_penalty_last_n: self.dry_penalty_last_n,
+            adaptive_target: self.adaptive_target,
+            adaptive_decay: self.adaptive_decay,
+            dynatemp_range: self.dynatemp_range,
+            dynatemp_exponent: self.dynatemp_exp,
+            mirostat: self.mirostat,
+            mirostat_lr: self.mirostat_lr,
+            mirostat_ent: self.mirostat_ent,
+            ignore_eos: self.ignore_eos,
+            ..SamplerParams::default()
+        };
+        if !self.dry_sequence_breaker.is_empty() {
+            let breakers = self.dry_sequence_breaker.iter().filter(|text| *text != "none");
+            params.dry_sequence_breakers = breakers.cloned().collect();
+        }
+        params.logit_bias = self.logit_bias.iter().map(|text| logit_bias(text)).collect::<Result<_>>()?;
+        if let Some(names) = &self.samplers {
+            params.samplers = SamplerKind::parse_names(names)?;
+        }
+        if let Some(letters) = &self.sampler_seq {
+            params.samplers = SamplerKind::parse_chars(letters)?;
+        }
+        Ok(params)
     }
 }
 
