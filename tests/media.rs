@@ -17,18 +17,22 @@ use serde::Deserialize;
 struct Expected {
     resize: Vec<ResizeCase>,
     fit: Vec<FitCase>,
-    levels: Vec<([f32; 3], [f32; 3], [u8; 3], u32)>,
+    levels: Vec<LevelsCase>,
     select: Vec<[usize; 4]>,
     unpad: Vec<[usize; 8]>,
-    /// Name, background, width, height, largest difference allowed, RGB as base64.
     #[serde(default)]
-    files: Vec<(String, [u8; 3], usize, usize, u8, String)>,
+    files: Vec<FileCase>,
 }
 
 /// Seed, extremes, width, height, new width, new height, filter, CRC-32 of the result.
 type ResizeCase = (u64, bool, usize, usize, usize, usize, String, u32);
 /// Seed, width, height, crop, fit, filter, grid, CRC-32 of each crop.
 type FitCase = (u64, usize, usize, usize, String, String, Option<(usize, usize)>, Vec<u32>);
+
+/// Mean, standard deviation, padding colour, CRC-32 of all 256 values as floats.
+type LevelsCase = ([f32; 3], [f32; 3], [u8; 3], u32);
+/// Name, background, width, height, largest difference allowed, RGB as base64.
+type FileCase = (String, [u8; 3], usize, usize, u8, String);
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/media")
