@@ -260,6 +260,14 @@ fn errors_name_the_picture_and_the_reason() {
         assert!(message.starts_with("x.png: ") && message.contains(words), "{message}");
     }
 
+    for name in ["420.jpeg", "progressive.jpeg", "turn6.jpeg"] {
+        let jpeg = std::fs::read(folder().join(name)).unwrap();
+        let (kind, message) = error_of(name, &jpeg[..jpeg.len() * 9 / 10], &options);
+        assert_eq!(kind, ErrorKind::Format, "{message}");
+        assert!(message.contains("damaged JPEG"), "{message}");
+        decode(name, &[&jpeg[..], b"trailing bytes"].concat(), &options).unwrap();
+    }
+
     let small = DecodeOptions { max_pixels: 400, ..options.clone() };
     let (kind, message) = error_of("x.png", &png, &small);
     assert_eq!(kind, ErrorKind::Memory);
