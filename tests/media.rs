@@ -17,18 +17,22 @@ use serde::Deserialize;
 struct Expected {
     resize: Vec<ResizeCase>,
     fit: Vec<FitCase>,
-    levels: Vec<([f32; 3], [f32; 3], [u8; 3], u32)>,
+    levels: Vec<LevelsCase>,
     select: Vec<[usize; 4]>,
     unpad: Vec<[usize; 8]>,
-    /// Name, background, width, height, largest difference allowed, RGB as base64.
     #[serde(default)]
-    files: Vec<(String, [u8; 3], usize, usize, u8, String)>,
+    files: Vec<FileCase>,
 }
 
 /// Seed, extremes, width, height, new width, new height, filter, CRC-32 of the result.
 type ResizeCase = (u64, bool, usize, usize, usize, usize, String, u32);
 /// Seed, width, height, crop, fit, filter, grid, CRC-32 of each crop.
 type FitCase = (u64, usize, usize, usize, String, String, Option<(usize, usize)>, Vec<u32>);
+
+/// Mean, standard deviation, padding colour, CRC-32 of all 256 values as floats.
+type LevelsCase = ([f32; 3], [f32; 3], [u8; 3], u32);
+/// Name, background, width, height, largest difference allowed, RGB as base64.
+type FileCase = (String, [u8; 3], usize, usize, u8, String);
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/media")
@@ -254,6 +258,14 @@ fn errors_name_the_picture_and_the_reason() {
         let (got, message) = error_of("x.png", data, &options);
         assert_eq!(got, kind, "{message}");
         assert!(message.starts_with("x.png: ") && message.contains(words), "{message}");
+    }
+
+    for name in ["420.jpeg", "progressive.jpeg", "turn6.jpeg"] {
+        let jpeg = std::fs::read(folder().join(name)).unwrap();
+        let (kind, message) = error_of(name, &jpeg[..jpeg.len() * 9 / 10], &options);
+        assert_eq!(kind, ErrorKind::Format, "{message}");
+        assert!(message.contains("damaged JPEG"), "{message}");
+        decode(name, &[&jpeg[..], b"trailing bytes"].concat(), &options).unwrap();
     }
 
     let small = DecodeOptions { max_pixels: 400, ..options.clone() };

@@ -250,6 +250,10 @@ fn decode_as(
     if width > MAX_SIDE || height > MAX_SIDE {
         bail!(Memory, "{name}: {width}x{height}: no side may be longer than {MAX_SIDE} pixels");
     }
+    if format == ImageFormat::Jpeg && !jpeg_is_whole(data) {
+        // The decoder would fill the rest with grey.
+        bail!(Format, "{name}: damaged JPEG: the file ends before its end marker");
+    }
     let orientation = orientation(&mut decoder, format, data);
     let decoded = DynamicImage::from_decoder(decoder).map_err(failed)?;
     let mut rgb = to_rgb(decoded, options.background);
@@ -289,6 +293,25 @@ fn orientation(decoder: &mut impl ImageDecoder, format: ImageFormat, data: &[u8]
     exif.as_deref()
         .and_then(|exif| Orientation::from_exif_chunk(exif.strip_prefix(b"Exif\0\0").unwrap_or(exif)))
         .unwrap_or(Orientation::NoTransforms)
+}
+
+/// Whether a JPEG's own end marker follows its segments and scans; a thumbnail's inside a segment does not count.
+fn jpeg_is_whole(data: &[u8]) -> bool {
+    let mut at = 2;
+    while let Some(&[first, marker]) = data.get(at..at + 2) {
+        at += match (first, marker) {
+            (0xff, 0xd9) => return true,
+            // Fill bytes, escaped bytes and restarts within a scan, and what is no marker.
+            (0xff, 0xff) => 1,
+            (0xff, 0x00 | 0x01 | 0xd0..=0xd8) => 2,
+            (0xff, _) => match data.get(at + 2..at + 4) {
+                Some(&[high, low]) => 2 + usize::from(u16::from_be_bytes([high, low])),
+                _ => return false,
+            },
+            _ => 1,
+        };
+    }
+    false
 }
 
 /// The first chunk of type `kind` in a PNG file.
