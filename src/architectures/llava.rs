@@ -23,7 +23,7 @@ use super::{Architecture, Model, VisionModel};
 use crate::blocks::projector::Mlp;
 use crate::blocks::vit::{self, Vit};
 use crate::gguf::Gguf;
-use crate::media::preprocess::{self, Fit, Preprocess};
+use crate::media::preprocess::{self, CLIP_MEAN, CLIP_STD, Fit, Preprocess};
 use crate::media::{Crops, Filter, Image};
 use crate::ops::{Activation, Cx};
 use crate::tensor::Loader;
@@ -184,10 +184,6 @@ fn vit_shape(gguf: &Gguf) -> Result<vit::Shape> {
     }
     Ok(shape)
 }
-
-/// Mean and deviation of CLIP's training pictures.
-const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
 fn preprocessing(gguf: &Gguf, shape: &vit::Shape, linear: bool) -> Result<Preprocess> {
     let meta = gguf.metadata();
