@@ -1,4 +1,7 @@
 //! The block formats of GGUF tensors: ids, sizes and bit layouts. Drawn here, nowhere else.
+//!
+//! In the drawings `q[a..b]` are the weights of a block in order, `lo`/`hi` the halves of a byte, and `d` an F16 factor.
+//! A weight is `scale · q − min` with one scale, and for some formats one min, for each group of 16 or 32 weights.
 
 /// Number of weights in a super-block of the K formats.
 pub const QK_K: usize = 256;
@@ -173,3 +176,160 @@ impl std::fmt::Display for Dtype {
         f.write_str(self.name())
     }
 }
+
+/// A block as it lies in a file: bytes only, no alignment, no padding.
+///
+/// # Safety
+/// The type is `repr(C)`, made of bytes only, and as large as `DTYPE.block()` says.
+pub unsafe trait Block: Sized {
+    /// The tensor type that consists of these blocks.
+    const DTYPE: Dtype;
+
+    /// The whole blocks in `bytes`.
+    fn slice(bytes: &[u8]) -> &[Self] {
+        const { assert!(size_of::<Self>() == Self::DTYPE.block().1 && align_of::<Self>() == 1) };
+        // SAFETY: `Self` is bytes only with alignment 1, and the length is rounded down to whole blocks.
+        unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<Self>()) }
+    }
+}
+
+/// F16 bits, little-endian.
+pub type Half = [u8; 2];
+
+macro_rules! blocks {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $ty:ty,)* })*) => { $(
+        $(#[$doc])*
+        #[allow(non_camel_case_types)]
+        #[derive(Clone, Copy)]
+        #[repr(C)]
+        pub struct $name { $($(#[$field_doc])* pub $field: $ty,)* }
+        // SAFETY: `repr(C)` over arrays of bytes; `Block::slice` checks the size when it is compiled.
+        unsafe impl Block for $name { const DTYPE: Dtype = Dtype::$name; }
+    )* };
+}
+
+blocks! {
+    /// 32 weights `d · (q − 8)`, q of 4 bits.
+    Q4_0 {
+        /// Scale.
+        d: Half,
+        /// Byte i: lo = q[i], hi = q[16 + i].
+        qs: [u8; 16],
+    }
+    /// 32 weights `d · q + m`, q of 4 bits.
+    Q4_1 {
+        /// Scale.
+        d: Half,
+        /// Minimum.
+        m: Half,
+        /// As in [`Q4_0`].
+        qs: [u8; 16],
+    }
+    /// 32 weights `d · (q − 16)`, q of 5 bits.
+    Q5_0 {
+        /// Scale.
+        d: Half,
+        /// Bit i of the little-endian word: bit 4 of q[i].
+        qh: [u8; 4],
+        /// Bits 0 to 3, as in [`Q4_0`].
+        qs: [u8; 16],
+    }
+    /// 32 weights `d · q + m`, q of 5 bits.
+    Q5_1 {
+        /// Scale.
+        d: Half,
+        /// Minimum.
+        m: Half,
+        /// As in [`Q5_0`].
+        qh: [u8; 4],
+        /// As in [`Q5_0`].
+        qs: [u8; 16],
+    }
+    /// 32 weights `d · q`, q signed bytes.
+    Q8_0 {
+        /// Scale.
+        d: Half,
+        /// Byte i: q[i] as `i8`.
+        qs: [u8; 32],
+    }
+    /// 256 weights in groups of 16, `d · s · q − dmin · m`, q of 2 bits.
+    Q2_K {
+        /// Group g: lo = s, hi = m.
+        scales: [u8; 16],
+        /// For half h of 128 weights, byte 32 h + i, bits 2j and 2j + 1: q[128 h + 32 j + i].
+        qs: [u8; 64],
+        /// Factor of the scales.
+        d: Half,
+        /// Factor of the mins.
+        dmin: Half,
+    }
+    /// 256 weights in groups of 16, `d · (s − 32) · (q − 4)`, q of 3 bits and s of 6.
+    Q3_K {
+        /// Byte i, bit j: bit 2 of q[32 j + i].
+        hmask: [u8; 32],
+        /// Bits 0 and 1, as in [`Q2_K`].
+        qs: [u8; 64],
+        /// Bits 0 to 3 of s: byte i < 8 has lo = s[i], hi = s[8 + i].
+        /// Bits 4 and 5: byte 8 + i, bits 2j and 2j + 1: s[4 j + i].
+        scales: [u8; 12],
+        /// Factor of the scales.
+        d: Half,
+    }
+    /// 256 weights in groups of 32, `d · s · q − dmin · m`, q of 4 bits, s and m of 6.
+    Q4_K {
+        /// Factor of the scales.
+        d: Half,
+        /// Factor of the mins.
+        dmin: Half,
+        /// For i < 4: byte i has s[i] in bits 0 to 5, byte 4 + i has m[i] there; byte 8 + i has lo = bits 0 to 3 of
+        /// s[4 + i], hi = bits 0 to 3 of m[4 + i], whose bits 4 and 5 are bits 6 and 7 of byte i and of byte 4 + i.
+        scales: [u8; 12],
+        /// For j < 4, byte 32 j + i: lo = q[64 j + i], hi = q[64 j + 32 + i].
+        qs: [u8; 128],
+    }
+    /// 256 weights in groups of 32, `d · s · q − dmin · m`, q of 5 bits, s and m of 6.
+    Q5_K {
+        /// Factor of the scales.
+        d: Half,
+        /// Factor of the mins.
+        dmin: Half,
+        /// As in [`Q4_K`].
+        scales: [u8; 12],
+        /// Byte i, bit j: bit 4 of q[32 j + i].
+        qh: [u8; 32],
+        /// Bits 0 to 3, as in [`Q4_K`].
+        qs: [u8; 128],
+    }
+    /// 256 weights in groups of 16, `d · s · (q − 32)`, q of 6 bits, s a signed byte.
+    Q6_K {
+        /// Bits 0 to 3. For half h of 128 weights and i < 64, byte 64 h + i: lo = q[128 h + i], hi = q[128 h + 64 + i].
+        ql: [u8; 128],
+        /// Bits 4 and 5. For half h, byte 32 h + i, bits 2j and 2j + 1: q[128 h + 32 j + i].
+        qh: [u8; 64],
+        /// Byte g: s of group g as `i8`.
+        scales: [u8; 16],
+        /// Factor of the scales.
+        d: Half,
+    }
+    /// 32 weights `d · CODE[q]`, q of 4 bits; the codes are [`IQ4_CODES`].
+    IQ4_NL {
+        /// Scale.
+        d: Half,
+        /// As in [`Q4_0`].
+        qs: [u8; 16],
+    }
+    /// 256 weights in groups of 32, `d · (s − 32) · CODE[q]`, q of 4 bits, s of 6; the codes are [`IQ4_CODES`].
+    IQ4_XS {
+        /// Factor of the scales.
+        d: Half,
+        /// Bits 2g and 2g + 1 of the little-endian word: bits 4 and 5 of s[g].
+        scales_h: [u8; 2],
+        /// Bits 0 to 3. Byte i: lo = s[2 i], hi = s[2 i + 1].
+        scales_l: [u8; 4],
+        /// For group g, byte 16 g + i: lo = q[32 g + i], hi = q[32 g + 16 + i].
+        qs: [u8; 128],
+    }
+}
+
+/// The values that the 4-bit codes of IQ4_NL and IQ4_XS stand for.
+pub const IQ4_CODES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];

@@ -7,6 +7,7 @@
 pub mod attention;
 pub mod block;
 pub mod matmul;
+pub mod panel;
 pub mod scalar;
 pub mod table;
 pub mod team;
@@ -16,5 +17,5 @@ pub mod x86;
 pub use attention::{Attention, Kv, attention, attention_with};
 pub use block::Dtype;
 pub use matmul::{Activations, Weights, matmul};
-pub use table::{Kernels, Level, kernels};
+pub use table::{Kernels, Level, kernels, levels};
 pub use team::{Team, default_threads};

@@ -2,6 +2,7 @@
 
 use crate::Dtype;
 use crate::attention::{Rows, Tile};
+use crate::panel::{Columns, FloatPanel, Form, PANEL_ROWS, Panel};
 use crate::scalar;
 use std::sync::OnceLock;
 
@@ -22,6 +23,25 @@ pub struct Kernels {
     pub level: Level,
     /// Expands whole blocks of a runnable type to floats.
     pub dequantize: fn(Dtype, &[u8], &mut [f32]),
+    /// Fills a panel from 16 rows, each of the same whole blocks of a quantized type (at most [`PANEL_COLS`] weights).
+    ///
+    /// [`PANEL_COLS`]: crate::panel::PANEL_COLS
+    pub unpack: fn(Dtype, &[&[u8]; PANEL_ROWS], &mut Panel),
+    /// Fills a panel from 16 rows, each of the same number (at most [`FLOAT_COLS`]) of F32, F16 or BF16 weights.
+    ///
+    /// [`FLOAT_COLS`]: crate::panel::FLOAT_COLS
+    pub unpack_float: fn(Dtype, &[&[u8]; PANEL_ROWS], &mut FloatPanel),
+    /// Asks for the bytes of 16 rows ahead of their use.
+    pub prefetch: fn(&[&[u8]; PANEL_ROWS]),
+    /// Rounds activations to 8 bits: (x, q, scale, sum16, sum32), the outputs as in [`Columns`].
+    pub quantize: fn(&[f32], &mut [i8], &mut [f32], &mut [f32], &mut [f32]),
+    /// Adds to `acc: [n_tokens][row]` the product of a panel's first `n` columns with the columns of `x` from `first` on:
+    /// (form, panel, n, x, first, acc). Group by group, `acc = fma(scale_w · scale_x, Σ q_w q_x, acc)` and, for unsigned
+    /// quants, `acc = fma(−min_w, scale_x · Σ q_x, acc)`.
+    pub dot: fn(Form, &Panel, usize, Columns<'_>, usize, &mut [[f32; PANEL_ROWS]]),
+    /// Adds to `acc: [n_tokens][row]` the product of a panel's first `n` columns with those of `x: [n_tokens, n_cols]` from
+    /// `first` on: (panel, n, x, n_cols, first, acc). The product is one chain of fused multiply-adds from 0 in column order.
+    pub dot_float: fn(&FloatPanel, usize, &[f32], usize, usize, &mut [[f32; PANEL_ROWS]]),
     /// `y = x / sqrt(mean(x²) + eps) · w`. (x, w, eps, y), all of one length.
     pub rms_norm: fn(&[f32], &[f32], f32, &mut [f32]),
     /// `y = (x - mean) / sqrt(var + eps) · w + b`. (x, w, b, eps, y), all of one length.

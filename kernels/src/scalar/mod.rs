@@ -2,17 +2,28 @@
 
 pub(crate) mod activation;
 mod attention;
+pub(crate) mod dequantize;
+pub(crate) mod dot;
 mod elementwise;
 pub(crate) mod norm;
+pub(crate) mod quantize;
 mod rope;
+pub(crate) mod unpack;
 
-use crate::{Dtype, Kernels, Level};
+use crate::panel::{Columns, FLOAT_COLS, Form, PANEL_COLS, PANEL_ROWS};
+use crate::{Kernels, Level};
 
 /// The scalar table.
 pub fn table() -> Kernels {
     Kernels {
         level: Level::Scalar,
-        dequantize,
+        dequantize: dequantize::dequantize,
+        unpack: unpack::unpack,
+        unpack_float: unpack::unpack_float,
+        prefetch: |_| {},
+        quantize: quantize::quantize,
+        dot: dot::dot,
+        dot_float: dot::dot_float,
         rms_norm: norm::rms_norm,
         layer_norm: norm::layer_norm,
         silu_mul: activation::silu_mul,
@@ -28,26 +39,14 @@ pub fn table() -> Kernels {
     }
 }
 
-fn dequantize(dtype: Dtype, blocks: &[u8], out: &mut [f32]) {
-    match dtype {
-        Dtype::F32 => {
-            for (y, b) in out.iter_mut().zip(blocks.as_chunks::<4>().0) {
-                *y = f32::from_le_bytes(*b);
-            }
-        }
-        Dtype::F16 => {
-            for (y, b) in out.iter_mut().zip(blocks.as_chunks::<2>().0) {
-                *y = half::f16::from_le_bytes(*b).to_f32();
-            }
-        }
-        Dtype::Q8_0 => {
-            for (y, b) in out.as_chunks_mut::<32>().0.iter_mut().zip(blocks.as_chunks::<34>().0) {
-                let d = half::f16::from_le_bytes([b[0], b[1]]).to_f32();
-                for (y, q) in y.iter_mut().zip(&b[2..]) {
-                    *y = d * f32::from(*q as i8);
-                }
-            }
-        }
-        _ => unimplemented!("{dtype}"),
-    }
+/// Panics unless the arguments of a quantized product fit together.
+pub(crate) fn check_dot(form: Form, n: usize, x: Columns<'_>, first: usize, acc: &[[f32; PANEL_ROWS]]) {
+    x.check();
+    assert!(form != Form::Float && n <= PANEL_COLS && n.is_multiple_of(32) && first.is_multiple_of(32));
+    assert!(first + n <= x.n_cols && acc.len() == x.n_tokens());
+}
+
+/// Panics unless the arguments of a float product fit together.
+pub(crate) fn check_dot_float(n: usize, x: &[f32], n_cols: usize, first: usize, acc: &[[f32; PANEL_ROWS]]) {
+    assert!(n <= FLOAT_COLS && first + n <= n_cols && x.len() == acc.len() * n_cols);
 }

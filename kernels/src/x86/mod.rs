@@ -1,14 +1,14 @@
-//! Kernels for x86-64.
+//! Kernels for x86-64: one folder for each instruction set.
 
-pub(crate) mod avx2;
+mod avx2;
 
-use crate::Kernels;
+use crate::{Kernels, Level};
 
-/// Adds the table of each level that this processor supports to `tables`, which holds the scalar one.
-pub fn extend(tables: &mut Vec<Kernels>) {
+/// Appends the table of each level that this processor supports. Each level starts from the one before it.
+pub(crate) fn extend(tables: &mut Vec<Kernels>) {
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-        let mut table = tables[tables.len() - 1];
-        avx2::extend_math(&mut table);
+        let mut table = Kernels { level: Level::Avx2, ..tables[tables.len() - 1] };
+        avx2::extend(&mut table);
         tables.push(table);
     }
 }

@@ -1,14 +1,33 @@
-//! Kernels for AVX2 with FMA and F16C. Each file has a scalar twin of the same name.
+//! Kernels for AVX2 with FMA and F16C.
+//!
+//! The table's entries are plain functions that check lengths and call a `#[target_feature]` function. They are private
+//! to this folder and reach a table through [`extend`] only.
 
 mod activation;
 mod attention;
+mod dequantize;
+mod dot;
 mod elementwise;
 mod norm;
+mod quantize;
 mod rope;
+mod unpack;
 
+use crate::Kernels;
 use crate::attention::{Rows, Tile};
-use crate::{Kernels, Level};
 use std::arch::x86_64::*;
+
+/// Overrides entries of `table`. Only for processors with AVX2, FMA and F16C.
+pub(super) fn extend(table: &mut Kernels) {
+    table.dequantize = dequantize::dequantize;
+    table.unpack = unpack::unpack;
+    table.unpack_float = unpack::unpack_float;
+    table.prefetch = unpack::prefetch;
+    table.quantize = quantize::quantize;
+    table.dot = dot::dot;
+    table.dot_float = dot::dot_float;
+    extend_math(table);
+}
 
 /// Floats in a vector.
 const LANES: usize = 8;
@@ -17,7 +36,7 @@ const LANES: usize = 8;
 macro_rules! entries {
     ($(fn $name:ident($($arg:ident: $ty:ty),*) = $kernel:path;)*) => { $(
         fn $name($($arg: $ty),*) {
-            // SAFETY: these entries are private to `extend_math`, which is called where AVX2, FMA and F16C were detected.
+            // SAFETY: these entries reach a table through `extend` only, which is called where AVX2, FMA and F16C were detected.
             unsafe { $kernel($($arg),*) }
         }
     )* };
@@ -38,9 +57,8 @@ entries! {
     fn attend(rows: &mut Rows<'_>, tile: &Tile<'_>) = attention::attend;
 }
 
-/// Overrides the mathematical entries of `table`. To be called only where AVX2, FMA and F16C were detected.
-pub fn extend_math(table: &mut Kernels) {
-    table.level = Level::Avx2;
+/// The part of [`extend`] for functions of floats.
+fn extend_math(table: &mut Kernels) {
     table.rms_norm = rms_norm;
     table.layer_norm = layer_norm;
     table.silu_mul = silu_mul;
@@ -55,23 +73,72 @@ pub fn extend_math(table: &mut Kernels) {
     table.attend = attend;
 }
 
-#[target_feature(enable = "avx")]
-#[inline]
-fn load_floats(x: &[f32; LANES]) -> __m256 {
-    // SAFETY: the reference covers the 32 bytes read; the load needs no alignment.
-    unsafe { _mm256_loadu_ps(x.as_ptr()) }
-}
-
-#[target_feature(enable = "avx")]
-#[inline]
-fn store_floats(x: &mut [f32; LANES], v: __m256) {
-    // SAFETY: the reference covers the 32 bytes written; the store needs no alignment.
-    unsafe { _mm256_storeu_ps(x.as_mut_ptr(), v) }
-}
-
 /// The elements of `x`, at most [`LANES`], followed by zeros.
 fn padded<T: Copy + Default>(x: &[T]) -> [T; LANES] {
     let mut v = [T::default(); LANES];
     v[..x.len()].copy_from_slice(x);
     v
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load(from: &[u8; 32]) -> __m256i {
+    // SAFETY: 32 bytes are readable, and the load needs no alignment.
+    unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_half(from: &[u8; 16]) -> __m128i {
+    // SAFETY: 16 bytes are readable, and the load needs no alignment.
+    unsafe { _mm_loadu_si128(from.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store(to: &mut [u8; 32], v: __m256i) {
+    // SAFETY: 32 bytes are writable, and the store needs no alignment.
+    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), v) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_floats(from: &[f32; 8]) -> __m256 {
+    // SAFETY: 8 floats are readable, and the load needs no alignment.
+    unsafe { _mm256_loadu_ps(from.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store_floats(to: &mut [f32; 8], v: __m256) {
+    // SAFETY: 8 floats are writable, and the store needs no alignment.
+    unsafe { _mm256_storeu_ps(to.as_mut_ptr(), v) }
+}
+
+/// The fields of each byte that `mask` keeps after a shift to the right by `shift`, which moves bits across bytes:
+/// `mask` must cut those off.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn field(v: __m256i, shift: usize, mask: i8) -> __m256i {
+    _mm256_and_si256(_mm256_srl_epi16(v, _mm_cvtsi32_si128(shift as i32)), _mm256_set1_epi8(mask))
+}
+
+/// Bit `bit` of each byte, moved to bit `to`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn bit(v: __m256i, bit: usize, to: usize) -> __m256i {
+    let moved = if bit >= to {
+        _mm256_srl_epi16(v, _mm_cvtsi32_si128((bit - to) as i32))
+    } else {
+        _mm256_sll_epi16(v, _mm_cvtsi32_si128((to - bit) as i32))
+    };
+    _mm256_and_si256(moved, _mm256_set1_epi8(1 << to))
+}
+
+/// The values of 4-bit codes, see [`crate::block::IQ4_CODES`].
+#[inline]
+#[target_feature(enable = "avx2")]
+fn iq4_values(codes: __m256i) -> __m256i {
+    let table = load_half(&crate::block::IQ4_CODES.map(|c| c as u8));
+    _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes)
 }

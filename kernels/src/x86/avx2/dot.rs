@@ -1,0 +1,175 @@
+//! Panels of weights times activations.
+//!
+//! A tile is 16 rows by up to 4 (quantized) or 6 (float) tokens. One vector holds 8 rows; activations are broadcast.
+
+use super::{load, load_floats, store_floats};
+use crate::panel::{Columns, FloatPanel, Form, PANEL_ROWS, Panel};
+use crate::scalar::{check_dot, check_dot_float};
+use std::arch::x86_64::*;
+
+pub fn dot(form: Form, panel: &Panel, n: usize, x: Columns<'_>, first: usize, acc: &mut [[f32; PANEL_ROWS]]) {
+    check_dot(form, n, x, first, acc);
+    // SAFETY: this function is in the table of processors with AVX2 and FMA only.
+    unsafe {
+        match form {
+            Form::Unsigned { group: 32, bits: ..=4 } => tokens::<8, 8, false>(panel, n, x, first, acc),
+            Form::Unsigned { group: 32, .. } => tokens::<8, 4, false>(panel, n, x, first, acc),
+            Form::Unsigned { bits: ..=5, .. } => tokens::<4, 4, false>(panel, n, x, first, acc),
+            Form::Unsigned { .. } => tokens::<4, 2, false>(panel, n, x, first, acc),
+            Form::Signed => tokens::<8, 1, true>(panel, n, x, first, acc),
+            Form::Float => unreachable!("checked above"),
+        }
+    }
+}
+
+/// The activations of one token over the columns of a panel.
+#[derive(Clone, Copy)]
+struct Token<'a> {
+    q: &'a [[i8; 32]],
+    scale: &'a [f32],
+    sum: &'a [f32],
+}
+
+/// Walks the tokens by tiles. `STEPS` times 4 columns share a scale; `CHAIN` products of pairs fit an i16: 8 for quants of
+/// up to 4 bits (8 · 2 · 15 · 127 < 2¹⁵), 4 for 5 bits, 2 for 6, 1 for signed ones.
+#[target_feature(enable = "avx2,fma")]
+fn tokens<const STEPS: usize, const CHAIN: usize, const SIGNED: bool>(
+    panel: &Panel,
+    n: usize,
+    x: Columns<'_>,
+    first: usize,
+    acc: &mut [[f32; PANEL_ROWS]],
+) {
+    let token = |t: usize| {
+        let at = t * x.n_cols + first;
+        let sum = if STEPS == 4 { &x.sum16[at / 16..] } else { &x.sum32[at / 32..] };
+        Token { q: x.q[at..at + n].as_chunks().0, scale: &x.scale[at / 32..][..n / 32], sum: &sum[..n / (4 * STEPS)] }
+    };
+    let (tiles, rest) = acc.as_chunks_mut::<4>();
+    for (i, acc) in tiles.iter_mut().enumerate() {
+        let x = [token(4 * i), token(4 * i + 1), token(4 * i + 2), token(4 * i + 3)];
+        tile::<STEPS, CHAIN, SIGNED, 4>(panel, n, &x, acc);
+    }
+    let t = 4 * tiles.len();
+    match rest {
+        [a, b, c] => {
+            let mut acc = [*a, *b, *c];
+            tile::<STEPS, CHAIN, SIGNED, 3>(panel, n, &[token(t), token(t + 1), token(t + 2)], &mut acc);
+            [*a, *b, *c] = acc;
+        }
+        [a, b] => {
+            let mut acc = [*a, *b];
+            tile::<STEPS, CHAIN, SIGNED, 2>(panel, n, &[token(t), token(t + 1)], &mut acc);
+            [*a, *b] = acc;
+        }
+        [a] => tile::<STEPS, CHAIN, SIGNED, 1>(panel, n, &[token(t)], std::array::from_mut(a)),
+        _ => {}
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn tile<const STEPS: usize, const CHAIN: usize, const SIGNED: bool, const T: usize>(
+    panel: &Panel,
+    n: usize,
+    x: &[Token<'_>; T],
+    acc: &mut [[f32; PANEL_ROWS]; T],
+) {
+    let ones = _mm256_set1_epi16(1);
+    let mut total = [[_mm256_setzero_ps(); 2]; T];
+    for (total, acc) in total.iter_mut().zip(&*acc) {
+        let acc = acc.as_chunks().0;
+        *total = [load_floats(&acc[0]), load_floats(&acc[1])];
+    }
+    let groups = n / (4 * STEPS);
+    let (w, _) = panel.q[..n / 4].as_chunks::<STEPS>();
+    for (g, ((w, scale), min)) in w.iter().zip(&panel.scale[..groups]).zip(&panel.min[..groups]).enumerate() {
+        let block = g * STEPS / 8;
+        let step = g * STEPS % 8;
+        let mut wide = [[_mm256_setzero_si256(); 2]; T];
+        for c in 0..STEPS / CHAIN {
+            let mut narrow = [[_mm256_setzero_si256(); 2]; T];
+            for s in c * CHAIN..(c + 1) * CHAIN {
+                let w = w[s].as_chunks().0;
+                let w = [load(&w[0]), load(&w[1])];
+                let size = if SIGNED { [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])] } else { w };
+                for t in 0..T {
+                    let q = x[t].q[block].as_chunks::<4>().0[step + s];
+                    let q = _mm256_set1_epi32(i32::from_le_bytes(q.map(|q| q as u8)));
+                    for half in 0..2 {
+                        let q = if SIGNED { _mm256_sign_epi8(q, w[half]) } else { q };
+                        let pairs = _mm256_maddubs_epi16(size[half], q);
+                        narrow[t][half] = if CHAIN == 1 { pairs } else { _mm256_add_epi16(narrow[t][half], pairs) };
+                    }
+                }
+            }
+            for t in 0..T {
+                for half in 0..2 {
+                    wide[t][half] = _mm256_add_epi32(wide[t][half], _mm256_madd_epi16(narrow[t][half], ones));
+                }
+            }
+        }
+        let (scale, min) = (scale.as_chunks().0, min.as_chunks().0);
+        for half in 0..2 {
+            let (scale, min) = (load_floats(&scale[half]), load_floats(&min[half]));
+            for t in 0..T {
+                let scale = _mm256_mul_ps(scale, _mm256_set1_ps(x[t].scale[block]));
+                let mut sum = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(wide[t][half]), total[t][half]);
+                if !SIGNED {
+                    sum = _mm256_fnmadd_ps(min, _mm256_set1_ps(x[t].sum[g]), sum);
+                }
+                total[t][half] = sum;
+            }
+        }
+    }
+    for (total, acc) in total.iter().zip(acc) {
+        let acc = acc.as_chunks_mut().0;
+        store_floats(&mut acc[0], total[0]);
+        store_floats(&mut acc[1], total[1]);
+    }
+}
+
+pub fn dot_float(panel: &FloatPanel, n: usize, x: &[f32], n_cols: usize, first: usize, acc: &mut [[f32; PANEL_ROWS]]) {
+    check_dot_float(n, x, n_cols, first, acc);
+    let mut rest = acc;
+    let mut t = 0;
+    while !rest.is_empty() {
+        let (acc, after) = rest.split_at_mut(rest.len().min(6));
+        let x = &x[t * n_cols + first..];
+        // SAFETY: this function is in the table of processors with AVX2 and FMA only.
+        unsafe {
+            match acc.len() {
+                6 => tile_float::<6>(panel, n, x, n_cols, acc),
+                5 => tile_float::<5>(panel, n, x, n_cols, acc),
+                4 => tile_float::<4>(panel, n, x, n_cols, acc),
+                3 => tile_float::<3>(panel, n, x, n_cols, acc),
+                2 => tile_float::<2>(panel, n, x, n_cols, acc),
+                _ => tile_float::<1>(panel, n, x, n_cols, acc),
+            }
+        }
+        t += acc.len();
+        rest = after;
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn tile_float<const T: usize>(panel: &FloatPanel, n: usize, x: &[f32], n_cols: usize, acc: &mut [[f32; PANEL_ROWS]]) {
+    assert!(acc.len() == T && n_cols >= n && x.len() >= (T - 1) * n_cols + n);
+    let mut total = [[_mm256_setzero_ps(); 2]; T];
+    for (i, w) in panel.0[..n].iter().enumerate() {
+        let w = w.as_chunks().0;
+        let w = [load_floats(&w[0]), load_floats(&w[1])];
+        for t in 0..T {
+            // SAFETY: `i < n` and `t < T`, and `x` holds `(T - 1) · n_cols + n` floats.
+            let x = _mm256_set1_ps(unsafe { *x.get_unchecked(t * n_cols + i) });
+            total[t][0] = _mm256_fmadd_ps(w[0], x, total[t][0]);
+            total[t][1] = _mm256_fmadd_ps(w[1], x, total[t][1]);
+        }
+    }
+    for (total, acc) in total.iter().zip(acc) {
+        for (total, acc) in total.iter().zip(acc.as_chunks_mut().0) {
+            store_floats(acc, _mm256_add_ps(load_floats(acc), *total));
+        }
+    }
+}

@@ -1,0 +1,468 @@
+//! Each level's block, panel and product kernels give the bits of their scalar twins, on any size, alignment and input;
+//! and a product does not depend on how it is cut up.
+//!
+//! `MMQ_REQUIRE_LEVEL=avx2` makes a level that this machine lacks a failure.
+
+use mmq_kernels::matmul::matmul_with;
+use mmq_kernels::panel::{Columns, FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel};
+use mmq_kernels::{Activations, Dtype, Kernels, Level, Team, Weights, levels};
+
+/// The scalar table and every level above it.
+fn tables() -> (Kernels, Vec<Kernels>) {
+    let mut tables = levels();
+    let names: Vec<_> = tables.iter().map(|t| t.level.name()).collect();
+    println!("levels: {}", names.join(", "));
+    if let Ok(required) = std::env::var("MMQ_REQUIRE_LEVEL") {
+        assert!(names.contains(&required.as_str()), "MMQ_REQUIRE_LEVEL={required}: this machine has only {names:?}");
+    }
+    let scalar = tables.remove(0);
+    assert_eq!(scalar.level, Level::Scalar);
+    (scalar, tables)
+}
+
+/// A splitmix64 generator: the inputs are the same on every machine.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    /// Roughly normal.
+    fn float(&mut self) -> f32 {
+        (0..4).map(|_| (self.next() >> 40) as f32 / (1 << 24) as f32 - 0.5).sum::<f32>() * 1.7
+    }
+}
+
+/// Where the F16 factors of a block lie.
+fn factors(dtype: Dtype) -> &'static [usize] {
+    match dtype {
+        Dtype::Q4_1 | Dtype::Q5_1 | Dtype::Q4_K | Dtype::Q5_K => &[0, 2],
+        Dtype::Q2_K => &[80, 82],
+        Dtype::Q3_K => &[108],
+        Dtype::Q6_K => &[208],
+        _ => &[0],
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Usual,
+    Zeros,
+    Ones,
+    Denormal,
+    Largest,
+    Constant,
+    Bytes,
+}
+
+const KINDS: [Kind; 7] =
+    [Kind::Usual, Kind::Zeros, Kind::Ones, Kind::Denormal, Kind::Largest, Kind::Constant, Kind::Bytes];
+
+/// `n` weights of `dtype` as a file could hold them; `Bytes` is what a broken one could.
+fn weights(dtype: Dtype, n: usize, kind: Kind, random: &mut Random) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..dtype.row_bytes(n).unwrap()).map(|_| random.next() as u8).collect();
+    let float = |random: &mut Random| match kind {
+        Kind::Denormal => f32::from_bits(random.next() as u32 & 0x801f_ffff),
+        Kind::Largest => f32::MAX,
+        Kind::Constant => -0.75,
+        Kind::Zeros => 0.0,
+        _ => random.float(),
+    };
+    match kind {
+        Kind::Bytes => return bytes,
+        Kind::Zeros => bytes.fill(0),
+        Kind::Ones => bytes.fill(255),
+        Kind::Constant => bytes.fill(0x5a),
+        _ => {}
+    }
+    if Form::of(dtype) == Form::Float {
+        for b in bytes.chunks_exact_mut(dtype.block().1) {
+            let x = float(random);
+            match dtype {
+                Dtype::F32 => b.copy_from_slice(&x.to_le_bytes()),
+                Dtype::F16 => b.copy_from_slice(&half::f16::from_f32(x).to_le_bytes()),
+                _ => b.copy_from_slice(&half::bf16::from_f32(x).to_le_bytes()),
+            }
+        }
+        return bytes;
+    }
+    for block in bytes.chunks_exact_mut(dtype.block().1) {
+        for at in factors(dtype) {
+            let d = match kind {
+                Kind::Denormal => half::f16::from_bits(random.next() as u16 & 0x83ff),
+                Kind::Largest => half::f16::from_bits(0x7bff | random.next() as u16 & 0x8000),
+                Kind::Constant | Kind::Zeros => half::f16::from_f32(0.125),
+                _ => half::f16::from_f32(random.float() * 0.05),
+            };
+            block[*at..at + 2].copy_from_slice(&d.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+fn floats(n: usize, kind: Kind, random: &mut Random) -> Vec<f32> {
+    (0..n)
+        .map(|_| match kind {
+            Kind::Zeros => 0.0,
+            Kind::Ones => 1.0,
+            Kind::Constant => -3.25e-3,
+            Kind::Denormal => f32::from_bits(random.next() as u32 & 0x807f_ffff),
+            Kind::Largest => f32::MAX.copysign(random.float()),
+            Kind::Bytes => f32::from_bits(random.next() as u32),
+            Kind::Usual => random.float(),
+        })
+        .collect()
+}
+
+#[track_caller]
+fn same(a: &[f32], b: &[f32], what: impl Fn() -> String) {
+    assert_eq!(a.len(), b.len());
+    for (i, (a, b)) in a.iter().zip(b).enumerate() {
+        let same = a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+        assert!(same, "{}: element {i}: scalar {a:e}, level {b:e}", what());
+    }
+}
+
+/// A copy of `x` that starts `skew` elements into its buffer.
+fn skewed<T: Copy + Default>(x: &[T], skew: usize) -> Vec<T> {
+    let mut v = vec![T::default(); skew];
+    v.extend_from_slice(x);
+    v
+}
+
+/// Row lengths: each block multiple up to the widest loop and one more, then real ones.
+fn lengths(dtype: Dtype) -> Vec<usize> {
+    let block = dtype.block().0;
+    let small = if block == 1 { 70 } else { 5 };
+    (1..=small).map(|i| i * block).chain([4096, 11008]).collect()
+}
+
+fn quantized() -> impl Iterator<Item = Dtype> {
+    Dtype::RUNNABLE.into_iter().filter(|d| Form::of(*d) != Form::Float)
+}
+
+#[test]
+fn dequantize() {
+    let (scalar, tables) = tables();
+    let mut random = Random(1);
+    for table in &tables {
+        for dtype in Dtype::RUNNABLE {
+            for n in lengths(dtype) {
+                for (i, kind) in KINDS.into_iter().enumerate() {
+                    let w = weights(dtype, n, kind, &mut random);
+                    let mut a = vec![0.0; n];
+                    (scalar.dequantize)(dtype, &w, &mut a);
+                    let skew = (i + n) % 4;
+                    let mut b = vec![0.0; n + skew];
+                    (table.dequantize)(dtype, &skewed(&w, skew)[skew..], &mut b[skew..]);
+                    same(&a, &b[skew..], || format!("{dtype} {kind:?} n={n}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn unpack() {
+    let (scalar, tables) = tables();
+    let mut random = Random(2);
+    for table in &tables {
+        for dtype in quantized() {
+            let block = dtype.block().0;
+            for n in (1..=PANEL_COLS / block).map(|i| i * block) {
+                for (i, kind) in KINDS.into_iter().enumerate() {
+                    let skew = (i + n / block) % 4;
+                    let w = weights(dtype, n * PANEL_ROWS, kind, &mut random);
+                    let w = skewed(&w, skew);
+                    let bytes = dtype.row_bytes(n).unwrap();
+                    let rows = std::array::from_fn(|r| &w[skew + r * bytes..][..bytes]);
+                    let (mut a, mut b) = (Panel::new(), Panel::new());
+                    (scalar.unpack)(dtype, &rows, &mut a);
+                    (table.unpack)(dtype, &rows, &mut b);
+                    let what = || format!("{dtype} {kind:?} n={n}");
+                    assert!(a.q == b.q, "{}: quants", what());
+                    same(a.scale.as_flattened(), b.scale.as_flattened(), || format!("{} scale", what()));
+                    if Form::of(dtype) != Form::Signed {
+                        same(a.min.as_flattened(), b.min.as_flattened(), || format!("{} min", what()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn unpack_float() {
+    let (scalar, tables) = tables();
+    let mut random = Random(3);
+    for table in &tables {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+            for n in (1..=40).chain([FLOAT_COLS]) {
+                for kind in KINDS {
+                    let skew = n % 4;
+                    let w = skewed(&weights(dtype, n * PANEL_ROWS, kind, &mut random), skew);
+                    let bytes = dtype.row_bytes(n).unwrap();
+                    let rows = std::array::from_fn(|r| &w[skew + r * bytes..][..bytes]);
+                    let (mut a, mut b) = (FloatPanel::new(), FloatPanel::new());
+                    (scalar.unpack_float)(dtype, &rows, &mut a);
+                    (table.unpack_float)(dtype, &rows, &mut b);
+                    same(a.0.as_flattened(), b.0.as_flattened(), || format!("{dtype} {kind:?} n={n}"));
+                }
+            }
+        }
+    }
+}
+
+/// `(q, scale, sum16, sum32)` of `x`.
+type Rounded = (Vec<i8>, Vec<f32>, Vec<f32>, Vec<f32>);
+
+fn rounded(table: &Kernels, x: &[f32]) -> Rounded {
+    let n = x.len();
+    let mut r = (vec![1; n], vec![1.0; n / 32], vec![1.0; n / 16], vec![1.0; n / 32]);
+    (table.quantize)(x, &mut r.0, &mut r.1, &mut r.2, &mut r.3);
+    r
+}
+
+#[test]
+fn quantize() {
+    let (scalar, tables) = tables();
+    let mut random = Random(4);
+    for table in &tables {
+        for n in [0, 32, 64, 96, 128, 4096, 11008] {
+            for kind in KINDS {
+                for skew in 0..4 {
+                    let mut x = floats(n, kind, &mut random);
+                    if n > 32 && skew == 3 {
+                        (x[3], x[n - 1]) = (f32::NAN, f32::NEG_INFINITY);
+                    }
+                    let (a, b) = (rounded(&scalar, &x), rounded(table, &skewed(&x, skew)[skew..]));
+                    let what = || format!("{kind:?} n={n}");
+                    assert!(a.0 == b.0, "{}", what());
+                    same(&a.1, &b.1, what);
+                    same(&a.2, &b.2, what);
+                    same(&a.3, &b.3, what);
+                }
+            }
+        }
+    }
+}
+
+/// Quants at the edges of their range: the widest sums that the integer kernels meet.
+#[test]
+fn dot() {
+    let (scalar, tables) = tables();
+    let mut random = Random(5);
+    let forms = [(32, 4), (32, 5), (16, 2), (16, 3), (16, 6)]
+        .map(|(group, bits)| Form::Unsigned { group, bits })
+        .into_iter()
+        .chain([Form::Signed]);
+    for form in forms {
+        for table in &tables {
+            for n in (1..=6).map(|i| i * 32).chain([PANEL_COLS]) {
+                for n_tokens in 1..=9 {
+                    for edge in [false, true] {
+                        let mask = if let Form::Unsigned { bits, .. } = form { (1 << bits) - 1 } else { 255 };
+                        let mut panel = Panel::new();
+                        for q in panel.q.as_flattened_mut() {
+                            *q = match (edge, form) {
+                                (false, _) => random.next() as u8 & mask,
+                                (true, Form::Signed) => -128_i8 as u8,
+                                (true, _) => mask,
+                            };
+                        }
+                        for v in [&mut panel.scale, &mut panel.min] {
+                            v.as_flattened_mut().iter_mut().for_each(|v| *v = random.float());
+                        }
+                        // The product starts in the middle of the tokens' columns.
+                        let n_cols = n + 96;
+                        let mut x = rounded(&scalar, &floats(n_tokens * n_cols, Kind::Usual, &mut random));
+                        if edge {
+                            x.0.iter_mut()
+                                .enumerate()
+                                .for_each(|(i, q)| *q = if i / n_cols % 2 == 0 { 127 } else { -127 });
+                        }
+                        let x = Columns { n_cols, q: &x.0, scale: &x.1, sum16: &x.2, sum32: &x.3 };
+                        let mut a = vec![[0.5; PANEL_ROWS]; n_tokens];
+                        let mut b = a.clone();
+                        (scalar.dot)(form, &panel, n, x, 32, &mut a);
+                        (table.dot)(form, &panel, n, x, 32, &mut b);
+                        same(a.as_flattened(), b.as_flattened(), || format!("{form:?} n={n} n_tokens={n_tokens}"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn dot_float() {
+    let (scalar, tables) = tables();
+    let mut random = Random(6);
+    for table in &tables {
+        for n in (0..=20).chain([FLOAT_COLS]) {
+            for n_tokens in 1..=13 {
+                for kind in [Kind::Usual, Kind::Zeros, Kind::Denormal, Kind::Largest, Kind::Bytes] {
+                    let mut panel = FloatPanel::new();
+                    panel.0.as_flattened_mut().copy_from_slice(&floats(FLOAT_COLS * PANEL_ROWS, kind, &mut random));
+                    let n_cols = n + 3;
+                    let x = floats(n_tokens * n_cols, Kind::Usual, &mut random);
+                    let mut a = vec![[0.5; PANEL_ROWS]; n_tokens];
+                    let mut b = a.clone();
+                    (scalar.dot_float)(&panel, n, &x, n_cols, 2, &mut a);
+                    (table.dot_float)(&panel, n, &x, n_cols, 2, &mut b);
+                    same(a.as_flattened(), b.as_flattened(), || format!("{kind:?} n={n} n_tokens={n_tokens}"));
+                }
+            }
+        }
+    }
+}
+
+struct Case {
+    dtype: Dtype,
+    n_cols: usize,
+    w: Vec<u8>,
+    x: Vec<f32>,
+}
+
+impl Case {
+    fn new(dtype: Dtype, n_rows: usize, n_cols: usize, n_tokens: usize, random: &mut Random) -> Case {
+        let w = weights(dtype, n_rows * n_cols, Kind::Usual, random);
+        Case { dtype, n_cols, w, x: floats(n_tokens * n_cols, Kind::Usual, random) }
+    }
+
+    /// The product of rows `rows` with tokens `tokens`.
+    fn run(
+        &self,
+        table: &Kernels,
+        n_threads: usize,
+        rows: std::ops::Range<usize>,
+        tokens: std::ops::Range<usize>,
+    ) -> Vec<f32> {
+        let bytes = self.dtype.row_bytes(self.n_cols).unwrap();
+        let mut out = vec![f32::NAN; rows.len() * tokens.len()];
+        let w = Weights {
+            dtype: self.dtype,
+            n_rows: rows.len(),
+            n_cols: self.n_cols,
+            data: &self.w[rows.start * bytes..rows.end * bytes],
+        };
+        let x = &self.x[tokens.start * self.n_cols..tokens.end * self.n_cols];
+        matmul_with(table, &Team::new(n_threads), w, x, &mut Activations::default(), &mut out);
+        out
+    }
+}
+
+/// Lengths that end in the middle of a panel, in a part of one, and in several.
+fn widths(dtype: Dtype) -> Vec<usize> {
+    match dtype.block().0 {
+        1 => vec![1, 7, 100, 588, 1024],
+        block => vec![block, 3 * block, PANEL_COLS + block, 2 * PANEL_COLS + 256],
+    }
+}
+
+/// Every way to cut a product up gives the same bits: tokens one at a time, rows from anywhere, any number of threads.
+#[test]
+fn matmul_does_not_depend_on_the_batch() {
+    let (_, tables) = tables();
+    let mut random = Random(7);
+    for table in levels().iter().chain(&tables) {
+        for dtype in Dtype::RUNNABLE {
+            for n_cols in widths(dtype) {
+                let (n_rows, n_tokens) = (53, 11);
+                let case = Case::new(dtype, n_rows, n_cols, n_tokens, &mut random);
+                let whole = case.run(table, 1, 0..n_rows, 0..n_tokens);
+                let what = || format!("{} {dtype} n_cols={n_cols}", table.level.name());
+                for n_threads in [2, 3, 8] {
+                    same(&whole, &case.run(table, n_threads, 0..n_rows, 0..n_tokens), what);
+                }
+                for t in 0..n_tokens {
+                    same(&whole[t * n_rows..][..n_rows], &case.run(table, 2, 0..n_rows, t..t + 1), what);
+                }
+                for first in [1, 16, 30] {
+                    let part = case.run(table, 1, first..first + 20, 3..8);
+                    for t in 0..5 {
+                        same(&whole[(t + 3) * n_rows + first..][..20], &part[t * 20..][..20], what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn matmul_agrees_between_levels() {
+    let (scalar, tables) = tables();
+    let mut random = Random(8);
+    for dtype in Dtype::RUNNABLE {
+        for n_cols in widths(dtype) {
+            let case = Case::new(dtype, 37, n_cols, 7, &mut random);
+            let a = case.run(&scalar, 1, 0..37, 0..7);
+            for table in &tables {
+                same(&a, &case.run(table, 2, 0..37, 0..7), || format!("{dtype} n_cols={n_cols}"));
+            }
+        }
+    }
+}
+
+/// The product is the one of the dequantized weights, but for the rounding of the activations (half a step of 1/127 of
+/// the largest of 32) and of the sums.
+#[test]
+fn matmul_is_the_product() {
+    let mut random = Random(9);
+    for table in levels() {
+        for dtype in Dtype::RUNNABLE {
+            for n_cols in widths(dtype) {
+                let (n_rows, n_tokens) = (19, 3);
+                let case = Case::new(dtype, n_rows, n_cols, n_tokens, &mut random);
+                let out = case.run(&table, 1, 0..n_rows, 0..n_tokens);
+                let mut w = vec![0.0; n_rows * n_cols];
+                (table.dequantize)(dtype, &case.w, &mut w);
+                for (i, y) in out.iter().enumerate() {
+                    let (w, x) = (&w[i % n_rows * n_cols..][..n_cols], &case.x[i / n_rows * n_cols..][..n_cols]);
+                    let (mut exact, mut bound) = (0.0, 0.0);
+                    for (w, x) in w.chunks(32).zip(x.chunks(32)) {
+                        let max = x.iter().fold(0.0, |m: f32, x| m.max(x.abs()));
+                        let step = if Form::of(dtype) == Form::Float { 0.0 } else { f64::from(max) / 254.0 };
+                        for (w, x) in w.iter().zip(x) {
+                            let (w, x) = (f64::from(*w), f64::from(*x));
+                            exact += w * x;
+                            bound += w.abs() * step + 1e-5 * (w * x).abs();
+                        }
+                    }
+                    let error = (f64::from(*y) - exact).abs();
+                    assert!(error <= bound + 1e-6, "{dtype} n_cols={n_cols} [{i}]: {y} for {exact}, bound {bound}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_that_are_not_finite_stay_so() {
+    let mut random = Random(10);
+    let mut case = Case::new(Dtype::Q4_0, 16, 64, 2, &mut random);
+    case.x[5] = f32::NAN;
+    let out = case.run(&levels()[0], 1, 0..16, 0..2);
+    assert!(out[..16].iter().all(|y| y.is_nan()) && out[16..].iter().all(|y| y.is_finite()));
+}
+
+#[test]
+fn rounded_activations_are_shared_until_reset() {
+    let mut random = Random(11);
+    let case = Case::new(Dtype::Q8_0, 16, 64, 1, &mut random);
+    let w = Weights { dtype: case.dtype, n_rows: 16, n_cols: 64, data: &case.w };
+    let (team, table) = (Team::new(1), levels()[0]);
+    let (mut act, mut x) = (Activations::default(), case.x.clone());
+    let (mut a, mut b) = (vec![0.0; 16], vec![0.0; 16]);
+    matmul_with(&table, &team, w, &x, &mut act, &mut a);
+    x.fill(1.0);
+    act.reset();
+    matmul_with(&table, &team, w, &x, &mut act, &mut b);
+    assert_ne!(a, b);
+    matmul_with(&table, &team, w, &case.x, &mut act, &mut b);
+    assert_eq!(a, b);
+}
