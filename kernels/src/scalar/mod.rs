@@ -17,6 +17,13 @@ use crate::{Kernels, Level};
 pub fn table() -> Kernels {
     Kernels {
         level: Level::Scalar,
+        dequantize: dequantize::dequantize,
+        unpack: unpack::unpack,
+        unpack_float: unpack::unpack_float,
+        prefetch: |_| {},
+        quantize: quantize::quantize,
+        dot: dot::dot,
+        dot_float: dot::dot_float,
         rms_norm: norm::rms_norm,
         layer_norm: norm::layer_norm,
         silu_mul: activation::silu_mul,
@@ -29,13 +36,6 @@ pub fn table() -> Kernels {
         from_f16: elementwise::from_f16,
         rope: rope::rope,
         attend: attention::attend,
-        dequantize: dequantize::dequantize,
-        unpack: unpack::unpack,
-        unpack_float: unpack::unpack_float,
-        prefetch: |_| {},
-        quantize: quantize::quantize,
-        dot: dot::dot,
-        dot_float: dot::dot_float,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Kernels for AVX2 with FMA and F16C. Each file has a scalar twin of the same name.
+//! Kernels for AVX2 with FMA and F16C.
 //!
 //! The table's entries are plain functions that check lengths and call a `#[target_feature]` function. They are private
 //! to this folder and reach a table through [`extend`] only.
@@ -17,6 +17,18 @@ use crate::Kernels;
 use crate::attention::{Rows, Tile};
 use std::arch::x86_64::*;
 
+/// Overrides entries of `table`. Only for processors with AVX2, FMA and F16C.
+pub(super) fn extend(table: &mut Kernels) {
+    table.dequantize = dequantize::dequantize;
+    table.unpack = unpack::unpack;
+    table.unpack_float = unpack::unpack_float;
+    table.prefetch = unpack::prefetch;
+    table.quantize = quantize::quantize;
+    table.dot = dot::dot;
+    table.dot_float = dot::dot_float;
+    extend_math(table);
+}
+
 /// Floats in a vector.
 const LANES: usize = 8;
 
@@ -24,7 +36,7 @@ const LANES: usize = 8;
 macro_rules! entries {
     ($(fn $name:ident($($arg:ident: $ty:ty),*) = $kernel:path;)*) => { $(
         fn $name($($arg: $ty),*) {
-            // SAFETY: these entries are private to `extend`, which is called where AVX2, FMA and F16C were detected.
+            // SAFETY: these entries reach a table through `extend` only, which is called where AVX2, FMA and F16C were detected.
             unsafe { $kernel($($arg),*) }
         }
     )* };
@@ -45,15 +57,8 @@ entries! {
     fn attend(rows: &mut Rows<'_>, tile: &Tile<'_>) = attention::attend;
 }
 
-/// Overrides entries of `table`. Only for processors with AVX2, FMA and F16C.
-pub(super) fn extend(table: &mut Kernels) {
-    table.dequantize = dequantize::dequantize;
-    table.unpack = unpack::unpack;
-    table.unpack_float = unpack::unpack_float;
-    table.prefetch = unpack::prefetch;
-    table.quantize = quantize::quantize;
-    table.dot = dot::dot;
-    table.dot_float = dot::dot_float;
+/// The part of [`extend`] for functions of floats.
+fn extend_math(table: &mut Kernels) {
     table.rms_norm = rms_norm;
     table.layer_norm = layer_norm;
     table.silu_mul = silu_mul;
@@ -66,6 +71,13 @@ pub(super) fn extend(table: &mut Kernels) {
     table.from_f16 = from_f16;
     table.rope = rope;
     table.attend = attend;
+}
+
+/// The elements of `x`, at most [`LANES`], followed by zeros.
+fn padded<T: Copy + Default>(x: &[T]) -> [T; LANES] {
+    let mut v = [T::default(); LANES];
+    v[..x.len()].copy_from_slice(x);
+    v
 }
 
 #[inline]
@@ -129,11 +141,4 @@ fn bit(v: __m256i, bit: usize, to: usize) -> __m256i {
 fn iq4_values(codes: __m256i) -> __m256i {
     let table = load_half(&crate::block::IQ4_CODES.map(|c| c as u8));
     _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes)
-}
-
-/// The elements of `x`, at most [`LANES`], followed by zeros.
-fn padded<T: Copy + Default>(x: &[T]) -> [T; LANES] {
-    let mut v = [T::default(); LANES];
-    v[..x.len()].copy_from_slice(x);
-    v
 }
