@@ -15,6 +15,7 @@ pub enum Level {
 }
 
 /// The kernels of one instruction set. Every entry has a scalar twin.
+#[allow(clippy::type_complexity)]
 #[derive(Clone, Copy)]
 pub struct Kernels {
     /// The highest instruction set that any entry uses.
