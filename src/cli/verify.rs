@@ -9,7 +9,9 @@ use std::path::PathBuf;
 
 /// Replays recorded inputs through a model and compares every recorded activation; fails if any differs.
 #[derive(clap::Args)]
-#[command(after_help = "A fixture is a model file with recorded activations; tests/fixtures/README.md says how to make one.")]
+#[command(
+    after_help = "A fixture is a model file with recorded activations; tests/fixtures/README.md says how to make one."
+)]
 pub struct Args {
     /// Fixtures, GGUF files with `ref.*` tensors
     #[arg(required = true, value_name = "FIXTURE")]
@@ -82,11 +84,11 @@ fn print(report: &Report, quiet: bool) {
     let first = report.first_failure();
     let verdict = match first {
         None => "ok".to_owned(),
-        Some(check) => format!("FAILED at {}: {}", check.case, explain(check, report.tolerance)),
+        Some(check) => format!("FAILED at case \"{}\": {}", check.case, explain(check, report.tolerance)),
     };
     if quiet {
         let worst = report.worst().map_or(0.0, |check| check.relative_error);
-        println!("{:<28} {worst:>9.2e} of {:.0e}  {verdict}", report.file, report.tolerance);
+        println!("{worst:>9.2e} of {:>5.0e}  {}  {verdict}", report.tolerance, report.file);
         return;
     }
     println!("{}  ({}; {})", report.file, report.architectures.join(" + "), report.source);

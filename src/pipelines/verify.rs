@@ -179,10 +179,22 @@ impl<'a> Case<'a> {
         }
         while let Some(info) = case.tensor(&format!("in.image.{}", case.images.len())) {
             let &[height, width, 3] = info.shape.as_slice() else {
-                bail!(Format, "{}: tensor \"{}\": expected [height, width, 3], got {:?}", gguf.name(), info.name, info.shape);
+                bail!(
+                    Format,
+                    "{}: tensor \"{}\": expected [height, width, 3], got {:?}",
+                    gguf.name(),
+                    info.name,
+                    info.shape
+                );
             };
             if info.dtype != Dtype::I8 || height == 0 || width == 0 {
-                bail!(Format, "{}: tensor \"{}\": {} of {height}x{width} is no picture", gguf.name(), info.name, info.dtype);
+                bail!(
+                    Format,
+                    "{}: tensor \"{}\": {} of {height}x{width} is no picture",
+                    gguf.name(),
+                    info.name,
+                    info.dtype
+                );
             }
             case.images.push(Image { width, height, rgb: gguf.bytes(info).to_vec() });
         }
@@ -190,7 +202,11 @@ impl<'a> Case<'a> {
             case.n_greedy = info.n_elements();
         }
         if case.tokens.is_empty() && case.images.is_empty() {
-            bail!(Format, "{}: case \"{name}\" has neither ref.{name}.in.tokens nor ref.{name}.in.image.0", gguf.name());
+            bail!(
+                Format,
+                "{}: case \"{name}\" has neither ref.{name}.in.tokens nor ref.{name}.in.image.0",
+                gguf.name()
+            );
         }
         Ok(case)
     }
@@ -222,7 +238,12 @@ impl<'a> Case<'a> {
         for token in &self.tokens {
             match (usize::try_from(*token), prompt.pieces.last_mut()) {
                 (Ok(token), _) if token >= n_vocab => {
-                    bail!(Format, "{}: ref.{}.in.tokens: {token} in a vocabulary of {n_vocab}", self.gguf.name(), self.name)
+                    bail!(
+                        Format,
+                        "{}: ref.{}.in.tokens: {token} in a vocabulary of {n_vocab}",
+                        self.gguf.name(),
+                        self.name
+                    )
                 }
                 (Ok(token), Some(Piece::Tokens(tokens))) => tokens.push(token as u32),
                 (Ok(token), _) => prompt.pieces.push(Piece::Tokens(vec![token as u32])),
@@ -337,7 +358,9 @@ mod tests {
 
     #[test]
     fn what_is_not_a_number_never_agrees() {
-        for (theirs, ours) in [(1.0, f32::NAN), (f32::NAN, 1.0), (0.0, f32::INFINITY), (0.0, 1e-9), (f32::INFINITY, 1.0)] {
+        for (theirs, ours) in
+            [(1.0, f32::NAN), (f32::NAN, 1.0), (0.0, f32::INFINITY), (0.0, 1e-9), (f32::INFINITY, 1.0)]
+        {
             let score = Score::of(&[1.0, theirs], &[1.0, ours]);
             assert!(score.max_abs_error > 0.0, "{theirs} {ours}");
             assert!(theirs == 0.0 && ours == 1e-9 || !(score.relative_error <= 1.0), "{theirs} {ours}");
