@@ -3,6 +3,7 @@
 mod engine;
 mod prompt;
 mod session;
+pub mod verify;
 
 pub use crate::blocks::kv_cache::KvType;
 pub use engine::{Engine, EngineOptions, find_mmproj};
