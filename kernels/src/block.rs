@@ -114,7 +114,7 @@ impl Dtype {
     /// Bytes of a row of `n` weights, or `None` if `n` is no whole number of blocks or the size overflows.
     pub const fn row_bytes(self, n: usize) -> Option<usize> {
         let (weights, bytes) = self.block();
-        if n % weights == 0 { (n / weights).checked_mul(bytes) } else { None }
+        if n.is_multiple_of(weights) { (n / weights).checked_mul(bytes) } else { None }
     }
 
     /// Bits of storage for each weight.

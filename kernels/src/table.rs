@@ -96,17 +96,41 @@ pub fn kernels() -> &'static Kernels {
     static TABLE: OnceLock<Kernels> = OnceLock::new();
     TABLE.get_or_init(|| {
         let tables = levels();
-        let best = tables[tables.len() - 1];
-        let Some(asked) = std::env::var_os("MMQ_LEVEL") else { return best };
-        let Some(level) = Level::ALL.into_iter().find(|l| *l.name() == asked) else {
-            let known = Level::ALL.map(Level::name).join(", ");
-            eprintln!("MMQ_LEVEL: unknown level {asked:?} (known: {known}); using {}", best.level.name());
-            return best;
-        };
-        let chosen = tables.into_iter().rfind(|t| t.level <= level).unwrap_or(best);
-        if chosen.level != level {
-            eprintln!("MMQ_LEVEL: no {} on this processor; using {}", level.name(), chosen.level.name());
+        let Some(asked) = std::env::var_os("MMQ_LEVEL") else { return tables[tables.len() - 1] };
+        let (table, complaint) = choose(&tables, &asked.to_string_lossy());
+        if let Some(complaint) = complaint {
+            eprintln!("MMQ_LEVEL: {complaint}; using {}", table.level.name());
         }
-        chosen
+        table
     })
+}
+
+/// The table that `asked` names, or else the nearest one and what is wrong.
+fn choose(tables: &[Kernels], asked: &str) -> (Kernels, Option<String>) {
+    let Some(level) = Level::ALL.into_iter().find(|l| l.name() == asked) else {
+        let known = Level::ALL.map(Level::name).join(", ");
+        return (tables[tables.len() - 1], Some(format!("unknown level {asked:?} (known: {known})")));
+    };
+    let table = *tables.iter().rfind(|t| t.level <= level).expect("the scalar table is always there");
+    (table, (table.level != level).then(|| format!("this processor has no {asked}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_is_chosen_by_name() {
+        let scalar = scalar::table();
+        let both = [scalar, Kernels { level: Level::Avx2, ..scalar }];
+        for level in Level::ALL {
+            let (table, complaint) = choose(&both, level.name());
+            assert_eq!((table.level, complaint), (level, None));
+        }
+        let (table, complaint) = choose(&both[..1], "avx2");
+        assert_eq!((table.level, complaint.unwrap().as_str()), (Level::Scalar, "this processor has no avx2"));
+        let (table, complaint) = choose(&both, "sse9");
+        assert_eq!(table.level, Level::Avx2);
+        assert!(complaint.unwrap().contains("scalar, avx2"));
+    }
 }

@@ -160,11 +160,11 @@ fn tile_float<const T: usize>(panel: &FloatPanel, n: usize, x: &[f32], n_cols: u
     for (i, w) in panel.0[..n].iter().enumerate() {
         let w = w.as_chunks().0;
         let w = [load_floats(&w[0]), load_floats(&w[1])];
-        for t in 0..T {
+        for (t, total) in total.iter_mut().enumerate() {
             // SAFETY: `i < n` and `t < T`, and `x` holds `(T - 1) · n_cols + n` floats.
             let x = _mm256_set1_ps(unsafe { *x.get_unchecked(t * n_cols + i) });
-            total[t][0] = _mm256_fmadd_ps(w[0], x, total[t][0]);
-            total[t][1] = _mm256_fmadd_ps(w[1], x, total[t][1]);
+            total[0] = _mm256_fmadd_ps(w[0], x, total[0]);
+            total[1] = _mm256_fmadd_ps(w[1], x, total[1]);
         }
     }
     for (total, acc) in total.iter().zip(acc) {
