@@ -1,7 +1,7 @@
 //! The thread team: a fixed number of threads that run one region at a time.
 //!
 //! A region costs well under a microsecond when its workers still spin from the one before, which is what a forward pass
-//! of hundreds of regions needs. Workers that find nothing to do for [`SPIN`] park, so that an idle team costs nothing.
+//! of hundreds of regions needs. Workers that find nothing to do for some microseconds park, so that an idle team costs nothing.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
