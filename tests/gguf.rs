@@ -165,7 +165,7 @@ fn every_value_and_shape() {
     assert_eq!(m.bool("bool").unwrap(), Some(true));
     assert_eq!(m.strings("tokens").unwrap().unwrap()[1], "▁б");
     assert_eq!(m.f32s("scores").unwrap().unwrap(), [0.5, -1.0]);
-    assert_eq!(m.f32s("nothing").unwrap().unwrap(), Vec::<f32>::new());
+    assert!(m.f32s("nothing").unwrap().unwrap().is_empty());
     assert_eq!(m.i64s("types").unwrap().unwrap(), [1, 3, 6]);
     assert_eq!(m.bools("flags").unwrap().unwrap(), [true, false]);
     assert_eq!(m.get("i64"), Some(&Value::I64(i64::MIN)));
@@ -685,5 +685,110 @@ proptest! {
         if let Ok(g) = Raw::header(version, counts.0, counts.1).bytes(&noise).read() {
             use_all(&g);
         }
+    }
+}
+
+/// `mmq inspect`, which the library has only with its program.
+#[cfg(feature = "cli")]
+mod inspect {
+    use super::*;
+    use std::process::{Command, Output, Stdio};
+
+    fn inspect(args: &[&str], path: &Path) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_mmq")).arg("inspect").args(args).arg(path).output().unwrap()
+    }
+
+    /// What it prints of `file()`, without the line that names the file.
+    fn printed(args: &[&str], bytes: &[u8]) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        let output = inspect(args, &path);
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().filter(|line| !line.contains("m.gguf")).map(|line| format!("{}\n", line.trim_end())).collect()
+    }
+
+    #[test]
+    fn table() {
+        let mut w = Writer::new();
+        w.set("general.architecture", "none\x1b[31m").set("eps", 1e-5f32).set("n", (0..10).collect::<Vec<u32>>());
+        w.tensor("a", Dtype::Q4_0, &[64, 32]).unwrap().tensor("b", Dtype::F32, &[5]).unwrap();
+        let expected = r#"
+format        GGUF version 3, 1.4 kB
+name          (none)
+architecture  "none\u{1b}[31m"
+parameters    2.1 k in 2 tensors
+size          1.2 kB, 4.57 bits per weight
+types         Q4_0         1 tensors    2.0 k weights    1.2 kB
+              F32          1 tensors        5 weights      20 B
+
+metadata (3 keys)
+  general.architecture  string   "none\u{1b}[31m"
+  eps                   f32      1e-5
+  n                     u32[]    [0, 1, 2, 3, 4, 5, 6, 7, … 10 in all]
+
+tensors (2)
+  a  Q4_0    [64, 32]                 1.2 kB
+  b  F32     [5]                        20 B
+"#;
+        let text = printed(&["--tensors"], &file(&w));
+        let (verdict, rest): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| line.starts_with("mmq "));
+        assert_eq!(rest, expected.trim().lines().collect::<Vec<_>>());
+        assert!(verdict[0].starts_with("mmq           cannot run it: "), "{verdict:?}");
+        assert!(!text.contains('\x1b'));
+        assert!(printed(&["--full"], &file(&w)).contains("[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]"));
+    }
+
+    #[test]
+    fn json() {
+        let json: serde_json::Value = serde_json::from_str(&printed(&["--json", "--full"], &file(&sample()))).unwrap();
+        assert_eq!(json["architecture"], "sample");
+        assert_eq!(json["n_params"], 460);
+        assert_eq!(json["runs"], false);
+        assert_eq!(json["metadata"]["f32"]["value"], 1.5);
+        assert_eq!(json["metadata"]["u64"]["value"], u64::MAX);
+        assert_eq!(json["metadata"]["tokens"]["type"], "array of string");
+        assert_eq!(json["metadata"]["nested"]["value"][0][1], 2);
+        assert_eq!(json["tensors"][5]["shape"], serde_json::json!([2, 3, 1, 2, 2]));
+        let bare: serde_json::Value = serde_json::from_str(&printed(&["--json"], &file(&Writer::new()))).unwrap();
+        assert_eq!(bare["verdict"], "holds no tensors");
+        assert_eq!(bare["bits_per_weight"], serde_json::Value::Null);
+    }
+
+    #[test]
+    fn every_fixture() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let files = std::fs::read_dir(fixtures).unwrap().map(|entry| entry.unwrap().path());
+        for path in files.filter(|path| path.extension().is_some_and(|e| e == "gguf")) {
+            let output = inspect(&["--tensors"], &path);
+            assert!(output.status.success() && output.stderr.is_empty(), "{}: {output:?}", path.display());
+            let g = Gguf::open(&path).unwrap();
+            assert!(again(&g) == std::fs::read(&path).unwrap(), "{} round-trips", path.display());
+        }
+    }
+
+    #[test]
+    fn refuses_with_status_1_and_survives_a_closed_pipe() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("page.gguf");
+        std::fs::write(&path, "<html>").unwrap();
+        let output = inspect(&[], &path);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(output.stdout.is_empty());
+        let expected = "page.gguf: not a GGUF file: a web page, perhaps an error or a login in place of the download\n";
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.starts_with("error: ") && said.ends_with(expected), "{said}");
+
+        // More than any pipe holds, to nobody.
+        let mut w = Writer::new();
+        w.set("k", vec![0u32; 1 << 20]);
+        std::fs::write(&path, file(&w)).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_mmq"));
+        let child = child.args(["inspect", "--full"]).arg(&path).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     }
 }

@@ -130,12 +130,12 @@ fn refuse<T>(gguf: &Gguf, wanted: &str) -> Result<T> {
     match gguf.metadata().str("general.architecture")? {
         Some(arch) => {
             let projector = match gguf.metadata().str("clip.projector_type")? {
-                Some(projector) => format!(" with projector \"{projector}\""),
+                Some(projector) => format!(" with projector {projector:?}"),
                 None => String::new(),
             };
             bail!(
                 Unsupported,
-                "{}: expected a {wanted}, but the architecture is \"{arch}\"{projector}; mmq runs {known}",
+                "{}: expected a {wanted}, but the architecture is {arch:?}{projector}; mmq runs {known}",
                 gguf.name()
             )
         }
