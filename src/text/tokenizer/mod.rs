@@ -175,6 +175,11 @@ impl Tokenizer {
         self.add_eos && self.vocab.eos.is_some()
     }
 
+    /// Whether `text` writes BOS out at its start, so that parsing its control tokens gives one.
+    pub fn begins_with_bos(&self, text: &str) -> bool {
+        self.vocab.bos.is_some_and(|bos| text.starts_with(self.vocab.token(bos)))
+    }
+
     /// The token whose text in the file is exactly `text` (`▁` and GPT-2's byte alphabet as they stand there).
     pub fn token_id(&self, text: &str) -> Option<u32> {
         self.vocab.id(text)

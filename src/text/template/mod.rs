@@ -1,0 +1,193 @@
+//! Chat templates: the GGUF's own through minijinja, and LLaVA's and llama.cpp's well-known ones built in.
+
+mod builtin;
+mod date;
+mod jinja;
+
+#[cfg(test)]
+mod tests;
+
+use crate::gguf::Metadata;
+use crate::{Result, bail};
+use builtin::Style;
+use jinja::Jinja;
+
+/// Who says a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Role {
+    System,
+    User,
+    Assistant,
+}
+
+impl Role {
+    /// `system`, `user` or `assistant`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+        }
+    }
+}
+
+/// A message: text in which each [`IMAGE_MARKER`] stands for a picture.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Message {
+    pub role: Role,
+    pub content: String,
+}
+
+/// Stands for a picture in a message's and in a rendered prompt's text.
+pub const IMAGE_MARKER: &str = "<__media__>";
+
+/// A part of a rendered prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// Text, to be tokenized on its own with control tokens parsed; BOS belongs before the first piece only, and not
+    /// if [`Tokenizer::begins_with_bos`](crate::text::Tokenizer::begins_with_bos).
+    Text(String),
+    /// The next picture.
+    Image,
+}
+
+/// Splits a rendered prompt at [`IMAGE_MARKER`]. No text is empty.
+pub fn pieces(prompt: &str) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    for (i, text) in prompt.split(IMAGE_MARKER).enumerate() {
+        if i > 0 {
+            pieces.push(Piece::Image);
+        }
+        if !text.is_empty() {
+            pieces.push(Piece::Text(text.to_owned()));
+        }
+    }
+    pieces
+}
+
+/// A way to write a conversation as a prompt.
+#[derive(Clone, Debug)]
+pub struct ChatTemplate {
+    kind: Kind,
+    stop: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Builtin(&'static Style),
+    Jinja(Jinja),
+}
+
+impl ChatTemplate {
+    /// A built-in template's name, or Jinja text. An unknown name is a [`Usage`](crate::ErrorKind::Usage) error, broken
+    /// Jinja a [`Format`](crate::ErrorKind::Format) one.
+    pub fn new(name_or_jinja: &str) -> Result<ChatTemplate> {
+        if let Some(style) = builtin::find(name_or_jinja.trim()) {
+            let stop = style.stop.iter().map(|s| s.to_string()).collect();
+            return Ok(ChatTemplate { kind: Kind::Builtin(style), stop });
+        }
+        if !name_or_jinja.contains("{{") && !name_or_jinja.contains("{%") {
+            let names: Vec<&str> = builtin::names().collect();
+            bail!(Usage, "unknown chat template \"{name_or_jinja}\"; known are {}", names.join(", "));
+        }
+        Ok(ChatTemplate { kind: Kind::Jinja(Jinja::new(name_or_jinja)?), stop: Vec::new() })
+    }
+
+    /// The names of the built-in templates.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        builtin::names()
+    }
+
+    /// The template that fits the files: `tokenizer.chat_template`, or for a LLaVA pair the one that its authors used,
+    /// or one whose control tokens the vocabulary has, or `plain`, which only joins the messages.
+    pub fn pick(text: &Metadata, mmproj: Option<&Metadata>) -> Result<ChatTemplate> {
+        if let Some(template) = text.str("tokenizer.chat_template")?.filter(|t| !t.trim().is_empty()) {
+            return ChatTemplate::new(template)
+                .map_err(|e| e.context(format!("{}: tokenizer.chat_template", text.file())));
+        }
+        let has = |token: &str| -> Result<bool> {
+            Ok(text.strings("tokenizer.ggml.tokens")?.is_some_and(|tokens| tokens.iter().any(|t| t == token)))
+        };
+        let llava = match mmproj {
+            Some(mmproj) => is_llava(mmproj)?,
+            None => false,
+        };
+        let name = if llava {
+            let names = [Some(text), mmproj].into_iter().flatten().map(known_as).collect::<Vec<_>>().join(" ");
+            match llava_template(&names) {
+                Some(name) => name,
+                None if has("<|start_header_id|>")? => "llama3",
+                None if has("<|im_start|>")? => "chatml_direct",
+                None => "vicuna_v1",
+            }
+        } else if has("<|im_start|>")? {
+            "chatml"
+        } else if has("<|start_header_id|>")? {
+            "llama3"
+        } else if has("<start_of_turn>")? {
+            "gemma"
+        } else {
+            "plain"
+        };
+        ChatTemplate::new(name)
+    }
+
+    /// Its name: a built-in one's, or `jinja`.
+    pub fn name(&self) -> &str {
+        match &self.kind {
+            Kind::Builtin(style) => style.names[0],
+            Kind::Jinja(_) => "jinja",
+        }
+    }
+
+    /// The prompt, with [`IMAGE_MARKER`] where pictures go. `bos`/`eos` are the texts of these tokens. What a Jinja
+    /// template refuses is a [`Format`](crate::ErrorKind::Format) error with its words.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool, bos: &str, eos: &str) -> Result<String> {
+        match &self.kind {
+            Kind::Builtin(style) => Ok(style.render(messages, add_generation_prompt)),
+            Kind::Jinja(jinja) => jinja.render(messages, add_generation_prompt, bos, eos),
+        }
+    }
+
+    /// Texts that end an answer besides the end tokens (LLaVA v0's `###`).
+    pub fn stop_strings(&self) -> &[String] {
+        &self.stop
+    }
+}
+
+/// Whether the projector is one of LLaVA's or MobileVLM's, which know no tokens around a picture.
+fn is_llava(mmproj: &Metadata) -> Result<bool> {
+    Ok(match mmproj.str("clip.projector_type")? {
+        Some(projector) => ["mlp", "mlp_norm", "ldp", "ldpv2"].contains(&projector),
+        None => mmproj.bool("clip.has_llava_projector")?.unwrap_or(false),
+    })
+}
+
+/// Everything that a file is called, in small letters.
+fn known_as(metadata: &Metadata) -> String {
+    let key = |key| metadata.str(key).ok().flatten().unwrap_or_default();
+    let file = metadata.file().rsplit(['/', '\\']).next().unwrap_or_default();
+    [key("general.name"), key("general.basename"), key("general.finetune"), file].join(" ").to_lowercase()
+}
+
+/// What LLaVA's authors used for a model of this name.
+fn llava_template(names: &str) -> Option<&'static str> {
+    let any = |words: &[&str]| words.iter().any(|w| names.contains(w));
+    Some(if any(&["mistral"]) {
+        "mistral_instruct"
+    } else if any(&["v1.6-34b", "1.6-34b", "34b", "hermes"]) {
+        "chatml_direct"
+    } else if any(&["v1.5", "v1.6", "llava-1.5", "llava-1.6", "vicuna", "mobilevlm"]) {
+        "vicuna_v1"
+    } else if any(&["llama-2", "llama2", "llama_2"]) {
+        "llava_llama_2"
+    } else if any(&["llava-v1", "llava_v1", "v1-"]) {
+        "llava_v1"
+    } else if any(&["v0"]) {
+        "llava_v0"
+    } else {
+        return None;
+    })
+}
