@@ -1,7 +1,7 @@
 //! What activations, norms, attention and an empty region cost. `cargo bench -p mmq-kernels --bench math`.
 
 use mmq_kernels::table::levels;
-use mmq_kernels::{Attention, Kernels, Kv, Team, attention_with, default_threads};
+use mmq_kernels::{Attention, Kernels, Kv, Team, attention_with};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -104,7 +104,7 @@ fn main() {
     for table in &tables {
         elements(table);
     }
-    let threads = default_threads();
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     for n_threads in if threads > 1 { vec![1, threads] } else { vec![1] } {
         let team = Team::new(n_threads);
         attentions(tables.last().expect("there is a scalar table"), &team);

@@ -18,4 +18,4 @@ pub use attention::{Attention, Kv, attention, attention_with};
 pub use block::Dtype;
 pub use matmul::{Activations, Weights, matmul};
 pub use table::{Kernels, Level, kernels, levels};
-pub use team::{Team, default_threads};
+pub use team::Team;

@@ -236,30 +236,6 @@ impl<'a, T> Disjoint<'a, T> {
     }
 }
 
-/// How many threads are worth using here: the processors this process may run on, but no more than there are physical
-/// cores, where the system tells (Linux).
-pub fn default_threads() -> usize {
-    let available = thread::available_parallelism().map_or(1, |n| n.get());
-    physical_cores().map_or(available, |cores| available.min(cores))
-}
-
-#[cfg(target_os = "linux")]
-fn physical_cores() -> Option<usize> {
-    let mut cores = std::collections::HashSet::new();
-    for entry in std::fs::read_dir("/sys/devices/system/cpu").ok()?.flatten() {
-        // The threads of one core list the same siblings; folders without the file are no processors.
-        if let Ok(siblings) = std::fs::read_to_string(entry.path().join("topology/thread_siblings_list")) {
-            cores.insert(siblings);
-        }
-    }
-    (!cores.is_empty()).then_some(cores.len())
-}
-
-#[cfg(not(target_os = "linux"))]
-fn physical_cores() -> Option<usize> {
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -406,11 +382,5 @@ mod tests {
                 assert!(data.iter().enumerate().all(|(i, x)| *x == i + 1), "{n} in rows of {step}");
             }
         }
-    }
-
-    #[test]
-    fn the_default_fits_the_machine() {
-        let available = thread::available_parallelism().map_or(1, |n| n.get());
-        assert!((1..=available).contains(&default_threads()));
     }
 }
