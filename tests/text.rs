@@ -2,7 +2,7 @@
 //! that llama.cpp gave, and, with `MMQ_VOCABS=DIR`, every `*.gguf` with `.inp` and `.out` beside it in `DIR`.
 
 use mmq::gguf::Gguf;
-use mmq::text::{Sampler, SamplerKind, SamplerParams, StreamDecoder, Tokenizer};
+use mmq::text::{ChatTemplate, Sampler, SamplerKind, SamplerParams, StreamDecoder, Tokenizer};
 use std::path::{Path, PathBuf};
 
 const SEPARATOR: &str = "\n__ggml_vocab_test__\n";
@@ -102,6 +102,16 @@ fn large_vocabularies() {
     }
     assert!(!paths.is_empty(), "no *.gguf in MMQ_VOCABS");
     assert!(failed.is_empty(), "{}", failed.join(", "));
+}
+
+#[test]
+fn template_of_a_bare_vocabulary() {
+    let pick = |name: &str| {
+        let gguf = Gguf::open(fixtures().join(name)).unwrap();
+        ChatTemplate::pick(gguf.metadata(), None).unwrap().name().to_owned()
+    };
+    assert_eq!(pick("vocab-spm.gguf"), "plain");
+    assert_eq!(pick("vocab-bpe.gguf"), "llama3", "by its control tokens");
 }
 
 /// The parameters of a recorded case.
