@@ -2,7 +2,7 @@
 //! that llama.cpp gave, and, with `MMQ_VOCABS=DIR`, every `*.gguf` with `.inp` and `.out` beside it in `DIR`.
 
 use mmq::gguf::Gguf;
-use mmq::text::{StreamDecoder, Tokenizer};
+use mmq::text::{ChatTemplate, Sampler, SamplerKind, SamplerParams, StreamDecoder, Tokenizer};
 use std::path::{Path, PathBuf};
 
 const SEPARATOR: &str = "\n__ggml_vocab_test__\n";
@@ -102,4 +102,133 @@ fn large_vocabularies() {
     }
     assert!(!paths.is_empty(), "no *.gguf in MMQ_VOCABS");
     assert!(failed.is_empty(), "{}", failed.join(", "));
+}
+
+#[test]
+fn template_of_a_bare_vocabulary() {
+    let pick = |name: &str| {
+        let gguf = Gguf::open(fixtures().join(name)).unwrap();
+        ChatTemplate::pick(gguf.metadata(), None).unwrap().name().to_owned()
+    };
+    assert_eq!(pick("vocab-spm.gguf"), "plain");
+    assert_eq!(pick("vocab-bpe.gguf"), "llama3", "by its control tokens");
+}
+
+/// The parameters of a recorded case.
+fn params(case: &serde_json::Value) -> SamplerParams {
+    let mut p = SamplerParams { seed: Some(1234), ..Default::default() };
+    for (key, value) in case.as_object().unwrap() {
+        let number = value.as_f64().unwrap_or_default() as f32;
+        match key.as_str() {
+            "temp" => p.temp = number,
+            "top_k" => p.top_k = number as i32,
+            "top_p" => p.top_p = number,
+            "min_p" => p.min_p = number,
+            "typical_p" => p.typical_p = number,
+            "top_n_sigma" => p.top_n_sigma = number,
+            "xtc_probability" => p.xtc_probability = number,
+            "xtc_threshold" => p.xtc_threshold = number,
+            "dynatemp_range" => p.dynatemp_range = number,
+            "dynatemp_exponent" => p.dynatemp_exponent = number,
+            "repeat_penalty" => p.repeat_penalty = number,
+            "repeat_last_n" => p.repeat_last_n = number as i32,
+            "frequency_penalty" => p.frequency_penalty = number,
+            "presence_penalty" => p.presence_penalty = number,
+            "dry_multiplier" => p.dry_multiplier = number,
+            "dry_allowed_length" => p.dry_allowed_length = number as i32,
+            "dry_sequence_breakers" => {
+                p.dry_sequence_breakers =
+                    value.as_array().unwrap().iter().map(|b| b.as_str().unwrap().to_owned()).collect();
+            }
+            "mirostat" => p.mirostat = number as u8,
+            "mirostat_ent" => p.mirostat_ent = number,
+            "mirostat_lr" => p.mirostat_lr = number,
+            "adaptive_target" => p.adaptive_target = number,
+            "samplers" => p.samplers = SamplerKind::parse_names(value.as_str().unwrap()).unwrap(),
+            other => panic!("unknown parameter {other}"),
+        }
+    }
+    p
+}
+
+#[test]
+fn samplers_as_llama_cpp() {
+    let tokenizer = open(&fixtures().join("vocab-bpe.gguf")).unwrap();
+    let n_vocab = tokenizer.n_vocab() as i64;
+    let text = std::fs::read_to_string(fixtures().join("sampler.json")).unwrap();
+    let cases: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+    assert!(cases.len() >= 16);
+    for case in &cases {
+        let mut sampler = Sampler::new(&params(&case["params"]), &tokenizer).unwrap();
+        let expected: Vec<u64> = case["tokens"].as_array().unwrap().iter().map(|t| t.as_u64().unwrap()).collect();
+        let got: Vec<u64> = (0..expected.len() as i64)
+            .map(|step| {
+                let r = step % 4;
+                let logit = |t: i64| (((t * (7919 + r * 1013) + r * 104_729) % 10_007 - 5000) as f64 / 400.0) as f32;
+                let token = sampler.sample(&(0..n_vocab).map(logit).collect::<Vec<_>>());
+                sampler.accept(token);
+                token as u64
+            })
+            .collect();
+        assert_eq!(got, expected, "{}", case["params"]);
+    }
+}
+
+#[cfg(feature = "cli")]
+mod cli {
+    use super::*;
+    use std::io::Write;
+    use std::process::{Command, Output, Stdio};
+
+    fn tokenize(args: &[&str], input: &str) -> Output {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_mmq"))
+            .args(["tokenize", "-m"])
+            .arg(fixtures().join("vocab-bpe.gguf"))
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // The program may end without reading.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        child.wait_with_output().unwrap()
+    }
+
+    fn stdout(args: &[&str], input: &str) -> String {
+        let output = tokenize(args, input);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn ids_and_pieces() {
+        let tokenizer = open(&fixtures().join("vocab-bpe.gguf")).unwrap();
+        let list = |ids: &[u32]| format!("[{}]\n", ids.iter().map(u32::to_string).collect::<Vec<_>>().join(", "));
+        let text = "Hello world<|eot_id|>";
+        let ids = tokenizer.encode(text, true, true);
+        assert_eq!(ids[0], tokenizer.bos().unwrap());
+        assert_eq!(stdout(&["-p", text, "--ids"], ""), list(&ids));
+        assert_eq!(stdout(&["-f", "-", "--ids"], text), list(&ids));
+        assert_eq!(stdout(&["--stdin", "--ids", "--no-bos"], text), list(&ids[1..]));
+        let plain = tokenizer.encode(text, true, false);
+        assert_ne!(plain, ids);
+        assert_eq!(stdout(&["-p", text, "--ids", "--no-parse-special"], ""), list(&plain));
+
+        let lines = stdout(&["-p", "Hello", "--no-bos", "--show-count"], "");
+        let id = tokenizer.encode("Hello", false, false)[0];
+        assert_eq!(lines, format!("{id:6} -> 'Hello'\nTotal number of tokens: 1\n"));
+        let json: serde_json::Value =
+            serde_json::from_str(&stdout(&["-p", "Hello", "--no-bos", "--json"], "")).unwrap();
+        assert_eq!(json, serde_json::json!([{ "id": id, "piece": "Hello" }]));
+    }
+
+    #[test]
+    fn wrong_use() {
+        assert_eq!(tokenize(&[], "").status.code(), Some(2), "no text");
+        assert_eq!(tokenize(&["-p", "a", "--stdin"], "").status.code(), Some(2), "two texts");
+        let output = tokenize(&["-f", "no-such-file"], "");
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("no-such-file"));
+    }
 }

@@ -113,7 +113,7 @@ impl Jinja {
         };
         let template = self.env.get_template("chat_template").map_err(|e| error(&e))?;
         let mut out = Limited(Vec::new());
-        template.render_to_write(context, &mut out).map_err(|e| error(&e))?;
+        template.render_captured_to(context, &mut out).map_err(|e| error(&e))?;
         String::from_utf8(out.0).map_err(|e| Error::new(ErrorKind::Format, format!("chat template: {e}")))
     }
 }
