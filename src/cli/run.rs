@@ -4,6 +4,7 @@ mod report;
 mod sampling;
 
 use super::arguments::unescape;
+use super::{printable, say};
 use crate::media::{self, DecodeOptions, Filter};
 use crate::pipelines::{
     Cancel, Engine, EngineOptions, Finish, Generation, KvType, Session, SessionOptions, find_mmproj,
@@ -11,7 +12,7 @@ use crate::pipelines::{
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Error, ErrorKind, Result, bail};
 use report::{Progress, Report};
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read, StdoutLock, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,18 +20,19 @@ use std::time::Instant;
 
 /// Answers a prompt about pictures; tokens stream to standard output, everything else goes to standard error.
 #[derive(clap::Args)]
-#[command(after_help = "Without -m the built-in model answers: it knows only synthetic scenes (models/README.md).")]
+#[command(after_help = "Without -m the built-in model answers: it knows only synthetic scenes (models/README.md).
+In brackets: llama.cpp's short spelling, which works too. Its flags that change nothing here are accepted as well.")]
 pub struct Args {
     /// Text model, a GGUF file [default: the built-in model]
-    #[arg(short, long, value_name = "FILE", env = "MMQ_ARG_MODEL")]
+    #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
 
     /// Vision encoder and projector, a GGUF file [-mm] [default: mmproj*.gguf beside the model]
-    #[arg(long, value_name = "FILE", env = "MMQ_ARG_MMPROJ")]
+    #[arg(long, value_name = "FILE")]
     mmproj: Option<PathBuf>,
 
     /// Leave the vision encoder out
-    #[arg(long, conflicts_with = "mmproj")]
+    #[arg(long)]
     no_mmproj: bool,
 
     /// Picture: a path, - for standard input, or a data: URL; may be repeated, paths also separated by commas
@@ -38,7 +40,7 @@ pub struct Args {
     image: Vec<String>,
 
     /// Prompt; <image> or <__media__> places a picture, otherwise pictures come first
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
 
     /// File that holds the prompt; - for standard input
@@ -46,7 +48,7 @@ pub struct Args {
     file: Option<PathBuf>,
 
     /// System prompt [-sys]
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system_prompt: Option<String>,
 
     /// File that holds the system prompt [-sysf]
@@ -54,23 +56,23 @@ pub struct Args {
     system_prompt_file: Option<PathBuf>,
 
     /// Most tokens to generate; -1: until the model ends its turn
-    #[arg(short, long = "predict", alias = "n-predict", value_name = "N", default_value_t = -1, allow_negative_numbers = true)]
+    #[arg(short, long = "predict", alias = "n-predict", value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i64).range(-2..))]
     n_predict: i64,
 
     /// Most tokens in the context; 0: as many as the model was trained with
-    #[arg(short, long, value_name = "N", default_value_t = 0)]
-    ctx_size: usize,
+    #[arg(short, long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=i64::from(i32::MAX)))]
+    ctx_size: u32,
 
     /// Accepted for llama.cpp's sake: batches are as large as -ub
-    #[arg(short, long, value_name = "N", default_value_t = 2048)]
-    batch_size: usize,
+    #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..))]
+    batch_size: u32,
 
     /// Most tokens that go through the model at once [-ub]
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    ubatch_size: usize,
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    ubatch_size: u32,
 
     /// Threads; -1: the physical cores worth using
-    #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true, env = "MMQ_ARG_THREADS")]
+    #[arg(short, long, value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..=1024))]
     threads: i64,
 
     /// Type of the stored keys, f16 or f32 [-ctk]
@@ -94,7 +96,7 @@ pub struct Args {
     no_conversation: bool,
 
     /// Text that ends the answer; may be repeated
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     reverse_prompt: Vec<String>,
 
     /// Take \n, \t, \" and their like in prompts as they stand
@@ -124,49 +126,47 @@ pub struct Args {
     #[arg(short, long)]
     quiet: bool,
 
-    #[command(flatten)]
-    ignored: Ignored,
+    /// Leave out the table of timings at the end
+    #[arg(long, alias = "no-perf")]
+    no_show_timings: bool,
 }
 
-/// Flags of llama.cpp that change nothing here: mmq runs on the processor, maps its files and needs no warm-up.
-#[derive(clap::Args)]
-#[command(next_help_heading = "Accepted without effect")]
-struct Ignored {
-    #[arg(long, alias = "n-gpu-layers", value_name = "N", hide = true, allow_hyphen_values = true)]
-    gpu_layers: Option<String>,
-    #[arg(long, value_name = "WHEN", hide = true)]
-    flash_attn: Option<String>,
-    #[arg(long, value_name = "N", hide = true, allow_negative_numbers = true)]
-    threads_batch: Option<i64>,
-    #[arg(long, value_name = "MODE", hide = true)]
-    load_mode: Option<String>,
-    #[arg(long, hide = true)]
-    mlock: bool,
-    #[arg(long, hide = true)]
-    no_mmap: bool,
-    #[arg(long, hide = true)]
-    no_warmup: bool,
-    #[arg(long, hide = true)]
-    no_mmproj_offload: bool,
-    #[arg(long, hide = true)]
-    jinja: bool,
-    #[arg(long, hide = true)]
-    single_turn: bool,
-    #[arg(long, hide = true)]
-    conversation: bool,
-    #[arg(long, hide = true)]
-    show_timings: bool,
-    #[arg(short, long, hide = true)]
-    verbose: bool,
-}
+/// Flags that may also come from the environment: as they are called here, and in llama.cpp.
+const ENVIRONMENT: &[(&str, &str, &str)] = &[
+    ("model", "MMQ_ARG_MODEL", "LLAMA_ARG_MODEL"),
+    ("mmproj", "MMQ_ARG_MMPROJ", "LLAMA_ARG_MMPROJ"),
+    ("n_predict", "MMQ_ARG_N_PREDICT", "LLAMA_ARG_N_PREDICT"),
+    ("ctx_size", "MMQ_ARG_CTX_SIZE", "LLAMA_ARG_CTX_SIZE"),
+    ("batch_size", "MMQ_ARG_BATCH", "LLAMA_ARG_BATCH"),
+    ("ubatch_size", "MMQ_ARG_UBATCH", "LLAMA_ARG_UBATCH"),
+    ("threads", "MMQ_ARG_THREADS", "LLAMA_ARG_THREADS"),
+    ("cache_type_k", "MMQ_ARG_CACHE_TYPE_K", "LLAMA_ARG_CACHE_TYPE_K"),
+    ("cache_type_v", "MMQ_ARG_CACHE_TYPE_V", "LLAMA_ARG_CACHE_TYPE_V"),
+    ("temp", "MMQ_ARG_TEMPERATURE", "LLAMA_ARG_TEMPERATURE"),
+    ("top_k", "MMQ_ARG_TOP_K", "LLAMA_ARG_TOP_K"),
+    ("top_p", "MMQ_ARG_TOP_P", "LLAMA_ARG_TOP_P"),
+    ("min_p", "MMQ_ARG_MIN_P", "LLAMA_ARG_MIN_P"),
+    ("repeat_penalty", "MMQ_ARG_REPEAT_PENALTY", "LLAMA_ARG_REPEAT_PENALTY"),
+    ("presence_penalty", "MMQ_ARG_PRESENCE_PENALTY", "LLAMA_ARG_PRESENCE_PENALTY"),
+    ("frequency_penalty", "MMQ_ARG_FREQUENCY_PENALTY", "LLAMA_ARG_FREQUENCY_PENALTY"),
+];
 
-impl Ignored {
-    /// Says which of the given flags ask for something that mmq does not do.
-    fn note(&self) {
-        let noted = [("-ngl", self.gpu_layers.as_deref().is_some_and(|n| n != "0")), ("--no-mmap", self.no_mmap)];
-        for (flag, _) in noted.iter().filter(|(_, given)| *given) {
-            eprintln!("note: {flag} has no effect: mmq runs on the processor from mapped files");
-        }
+impl Args {
+    /// What the derived command lacks: variables of the environment, and negative numbers as values of every flag.
+    pub fn finish(command: clap::Command) -> clap::Command {
+        let given = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let command =
+            command.mut_args(|arg| match arg.get_action().takes_values() && !arg.is_allow_hyphen_values_set() {
+                true => arg.allow_negative_numbers(true),
+                false => arg,
+            });
+        ENVIRONMENT.iter().fold(command, |command, (id, ours, theirs)| {
+            // An empty variable counts as none.
+            match [*ours, *theirs].iter().find(|name| given(name)) {
+                Some(name) => command.mut_arg(id, |arg| arg.env(*name).hide_env(true)),
+                None => command,
+            }
+        })
     }
 }
 
@@ -179,7 +179,7 @@ fn kv_type(name: &str) -> Result<KvType, String> {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     let cancel = Cancel::default();
     let handler = cancel.clone();
     // The second Ctrl-C ends the program at once: the first waits for the layer at work.
@@ -193,22 +193,25 @@ pub fn run(args: &Args) -> Result<()> {
 
     let progress = Progress::new(!args.quiet && !args.json);
     let mut report = Report::default();
-    let prompt_text = prompt_text(args)?;
-
-    let start = Instant::now();
-    let engine = Arc::new(load(args, &progress)?);
-    report.load = start.elapsed();
-    progress.finish();
-    if !args.quiet {
-        args.ignored.note();
-    }
-
+    let note = |text: &str| {
+        if !args.quiet {
+            say(&format!("note: {text}"));
+        }
+    };
+    notes.iter().for_each(|text| note(text));
     let options = SessionOptions {
-        n_ctx: args.ctx_size,
-        n_ubatch: args.ubatch_size.min(args.batch_size),
+        n_ctx: args.ctx_size as usize,
+        n_ubatch: args.ubatch_size.min(args.batch_size) as usize,
         kv_type: kv_pair(args)?,
         sampler: args.sampling.params()?,
     };
+    let prompt_text = prompt_text(args)?;
+    let system = system_prompt(args)?;
+
+    let start = Instant::now();
+    let engine = Arc::new(load(args, &progress, &note)?);
+    report.load = start.elapsed();
+    progress.finish();
     let mut session = Session::new(&engine, &options, &cancel)?;
 
     let started = Instant::now();
@@ -227,7 +230,6 @@ pub fn run(args: &Args) -> Result<()> {
     }
     progress.finish();
 
-    let system = system_prompt(args)?;
     let user = place_images(&prompt_text, images.len())?;
     let prompt = if args.no_conversation {
         engine.prompt(&(system.unwrap_or_default() + &user), &images)?
@@ -251,39 +253,29 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let n_predict = usize::try_from(args.n_predict).ok();
     let generation = Generation { n_predict, stop };
-    let stdout = std::io::stdout();
+    let mut output = Output::new();
     let start = Instant::now();
     let mut first = None;
-    let mut begun = false;
     let answer = session.generate(&generation, &mut |text| {
         first.get_or_insert_with(|| started.elapsed());
-        if args.json {
-            return ControlFlow::Continue(());
-        }
-        // The space that SentencePiece puts in front of an answer is no part of it.
-        let text = if begun { text } else { text.trim_start() };
-        begun |= !text.is_empty();
-        let mut stdout = stdout.lock();
-        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
-        }
+        if args.json { ControlFlow::Continue(()) } else { output.write(text) }
     })?;
     report.generate = start.elapsed();
     report.first_token = first;
     report.n_generated = answer.tokens.len();
 
     if args.json {
-        println!("{:#}", report.json(&engine, &session, &answer));
-    } else {
-        // A reader that has gone away wants no newline either.
-        let _ = writeln!(stdout.lock());
+        let _ = output.write(&format!("{:#}", report.json(&engine, &session, &answer)));
     }
-    if !args.quiet && !args.json {
+    let _ = output.write_raw("\n");
+    output.finish()?;
+    if !args.json {
         if answer.finish == Finish::ContextFull {
-            eprintln!("note: the context of {} tokens is full; -c gives a larger one", session.n_ctx());
+            note(&format!("the context of {} tokens is full; -c gives a larger one", session.n_ctx()));
         }
-        report.print();
+        if !args.quiet && !args.no_show_timings {
+            say(&report.table());
+        }
     }
     match answer.finish {
         Finish::Cancelled if cancel.is_cancelled() => Err(Error::new(ErrorKind::Cancelled, "stopped")),
@@ -291,7 +283,45 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-fn load(args: &Args, progress: &Progress) -> Result<Engine> {
+/// Standard output: the answer as it comes, and what went wrong with it.
+struct Output {
+    stdout: StdoutLock<'static>,
+    begun: bool,
+    is_terminal: bool,
+    error: Option<std::io::Error>,
+}
+
+impl Output {
+    fn new() -> Output {
+        let stdout = std::io::stdout();
+        Output { is_terminal: stdout.is_terminal(), stdout: stdout.lock(), begun: false, error: None }
+    }
+
+    /// Writes a piece of the answer. A terminal is not to obey what a model says.
+    fn write(&mut self, text: &str) -> ControlFlow<()> {
+        // The space that SentencePiece puts in front of an answer is no part of it.
+        let text = if self.begun { text } else { text.trim_start() };
+        self.begun |= !text.is_empty();
+        if self.is_terminal { self.write_raw(&printable(text)) } else { self.write_raw(text) }
+    }
+
+    fn write_raw(&mut self, text: &str) -> ControlFlow<()> {
+        if self.error.is_none() {
+            self.error = self.stdout.write_all(text.as_bytes()).and_then(|()| self.stdout.flush()).err();
+        }
+        if self.error.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// A reader that has seen enough is no failure; a full disk is.
+    fn finish(self) -> Result<()> {
+        match self.error {
+            Some(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("standard output", &error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn load(args: &Args, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine> {
     let chat_template = match &args.chat_template_file {
         Some(path) => Some(read_text(path)?),
         None => args.chat_template.clone(),
@@ -306,20 +336,19 @@ fn load(args: &Args, progress: &Progress) -> Result<Engine> {
         if let Some(mmproj) = &args.mmproj {
             bail!(Usage, "--mmproj {} needs the text model it belongs to: give one with -m", mmproj.display());
         }
-        if !args.quiet {
-            eprintln!("note: no -m given: the built-in model answers, which knows only simple synthetic scenes");
-        }
+        note("no -m given: the built-in model answers, which knows only simple synthetic scenes");
         return Engine::built_in(&options);
     };
     progress.message("loading");
     let found;
     let mmproj = match &args.mmproj {
+        _ if args.no_mmproj => None,
         Some(path) => Some(path.as_path()),
-        None if args.no_mmproj || args.image.is_empty() => None,
+        None if args.image.is_empty() => None,
         None => {
             found = find_mmproj(model)?;
-            if let (Some(path), false) = (&found, args.quiet) {
-                eprintln!("note: using {}", path.display());
+            if let Some(path) = &found {
+                note(&format!("using {}", path.display()));
             }
             found.as_deref()
         }
@@ -358,7 +387,12 @@ fn prompt_text(args: &Args) -> Result<String> {
         }
         (None, None) => read_text(Path::new("-"))?,
     };
-    match text.trim_end_matches(['\n', '\r']) {
+    // The end of a file's last line is no part of the prompt.
+    let text = match &args.prompt {
+        Some(_) => text.as_str(),
+        None => text.strip_suffix('\n').map_or(text.as_str(), |text| text.strip_suffix('\r').unwrap_or(text)),
+    };
+    match text {
         "" => bail!(Usage, "the prompt is empty"),
         text => Ok(text.to_owned()),
     }
