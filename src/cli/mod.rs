@@ -9,7 +9,8 @@ mod verify;
 use crate::{Error, ErrorKind, Result};
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// On-device multimodal models: a GGUF model and a picture in, tokens out.
@@ -89,6 +90,21 @@ fn exit_code(kind: ErrorKind) -> ExitCode {
         ErrorKind::Cancelled => ExitCode::from(130),
         _ => ExitCode::FAILURE,
     }
+}
+
+/// The text of a file, or of standard input for `-`.
+fn read_text(path: &Path) -> Result<String> {
+    let (name, bytes) = if path.as_os_str() == "-" {
+        let mut bytes = Vec::new();
+        let read = std::io::stdin().read_to_end(&mut bytes);
+        ("standard input".to_owned(), read.map(|_| bytes))
+    } else {
+        (path.display().to_string(), std::fs::read(path))
+    };
+    String::from_utf8(bytes.map_err(|e| Error::io(&name, &e))?).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Error::new(ErrorKind::Format, format!("{name}: expected UTF-8, got an invalid byte at offset {at}"))
+    })
 }
 
 /// A line on standard error; nobody may be there to read it. It may quote a file, so that escapes are made visible.

@@ -4,7 +4,7 @@ mod report;
 mod sampling;
 
 use super::arguments::unescape;
-use super::{printable, say};
+use super::{printable, read_text, say};
 use crate::media::{self, DecodeOptions, Filter};
 use crate::pipelines::{
     Cancel, Engine, EngineOptions, Finish, Generation, KvType, Session, SessionOptions, find_mmproj,
@@ -12,7 +12,7 @@ use crate::pipelines::{
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Error, ErrorKind, Result, bail};
 use report::{Progress, Report};
-use std::io::{IsTerminal, Read, StdoutLock, Write};
+use std::io::{IsTerminal, StdoutLock, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,113 +21,115 @@ use std::time::Instant;
 /// Answers a prompt about pictures; tokens stream to standard output, everything else goes to standard error.
 #[derive(clap::Args)]
 #[command(after_help = "Without -m the built-in model answers: it knows only synthetic scenes (models/README.md).
-In brackets: llama.cpp's short spelling, which works too. Its flags that change nothing here are accepted as well.")]
+[-mm] and the like: llama.cpp's short spelling, which works too; its flags that change nothing here are accepted.
+MMQ_ARG_MODEL, MMQ_ARG_MMPROJ, MMQ_ARG_CTX_SIZE, MMQ_ARG_THREADS, MMQ_ARG_TEMPERATURE and so on in the environment stand
+for flags; else LLAMA_ARG_MODEL and so on.")]
 pub struct Args {
     /// Text model, a GGUF file [default: the built-in model]
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", help_heading = "Model")]
     model: Option<PathBuf>,
 
     /// Vision encoder and projector, a GGUF file [-mm] [default: mmproj*.gguf beside the model]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
     mmproj: Option<PathBuf>,
 
     /// Leave the vision encoder out
-    #[arg(long)]
+    #[arg(long, help_heading = "Model")]
     no_mmproj: bool,
 
     /// Picture: a path, - for standard input, or a data: URL; may be repeated, paths also separated by commas
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Pictures")]
     image: Vec<String>,
 
     /// Prompt; <image> or <__media__> places a picture, otherwise pictures come first
-    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Prompt")]
     prompt: Option<String>,
 
     /// File that holds the prompt; - for standard input
-    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
+    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt", help_heading = "Prompt")]
     file: Option<PathBuf>,
 
     /// System prompt [-sys]
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Prompt")]
     system_prompt: Option<String>,
 
     /// File that holds the system prompt [-sysf]
-    #[arg(long, value_name = "FILE", conflicts_with = "system_prompt")]
+    #[arg(long, value_name = "FILE", conflicts_with = "system_prompt", help_heading = "Prompt")]
     system_prompt_file: Option<PathBuf>,
 
     /// Most tokens to generate; -1: until the model ends its turn
-    #[arg(short, long = "predict", alias = "n-predict", value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i64).range(-2..))]
+    #[arg(short, long = "predict", alias = "n-predict", value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i64).range(-2..=i64::from(i32::MAX)), help_heading = "Answer")]
     n_predict: i64,
 
     /// Most tokens in the context; 0: as many as the model was trained with
-    #[arg(short, long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=i64::from(i32::MAX)))]
+    #[arg(short, long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=i64::from(i32::MAX)), help_heading = "Memory and speed")]
     ctx_size: u32,
 
     /// Accepted for llama.cpp's sake: batches are as large as -ub
-    #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)), help_heading = "Memory and speed")]
     batch_size: u32,
 
     /// Most tokens that go through the model at once [-ub]
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)), help_heading = "Memory and speed")]
     ubatch_size: u32,
 
     /// Threads; -1: the physical cores worth using
-    #[arg(short, long, value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..=1024))]
+    #[arg(short, long, value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..=1024), help_heading = "Memory and speed")]
     threads: i64,
 
     /// Type of the stored keys, f16 or f32 [-ctk]
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type, help_heading = "Memory and speed")]
     cache_type_k: KvType,
 
     /// Type of the stored values, f16 or f32 [-ctv]
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type, help_heading = "Memory and speed")]
     cache_type_v: KvType,
 
     /// Chat template: the name of a built-in one, or Jinja text
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Prompt")]
     chat_template: Option<String>,
 
     /// File that holds a Jinja chat template
-    #[arg(long, value_name = "FILE", conflicts_with = "chat_template")]
+    #[arg(long, value_name = "FILE", conflicts_with = "chat_template", help_heading = "Prompt")]
     chat_template_file: Option<PathBuf>,
 
     /// Take the prompt as it is, without a chat template [-no-cnv]
-    #[arg(long)]
+    #[arg(long, help_heading = "Prompt")]
     no_conversation: bool,
 
     /// Text that ends the answer; may be repeated
-    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Answer")]
     reverse_prompt: Vec<String>,
 
     /// Take \n, \t, \" and their like in prompts as they stand
-    #[arg(long)]
+    #[arg(long, help_heading = "Prompt")]
     no_escape: bool,
 
     /// How pictures are fitted, in place of the model's rule: crop, pad, squash or anyres
-    #[arg(long, value_name = "RULE")]
+    #[arg(long, value_name = "RULE", help_heading = "Pictures", value_parser = ["crop", "pad", "squash", "anyres"], hide_possible_values = true)]
     image_fit: Option<String>,
 
     /// Filter that pictures are resized with: bicubic, bilinear, lanczos or box
-    #[arg(long, value_name = "FILTER")]
+    #[arg(long, value_name = "FILTER", help_heading = "Pictures")]
     image_filter: Option<Filter>,
 
     /// Colour under transparent pixels: white, black, grey or #rrggbb
-    #[arg(long, value_name = "COLOUR", default_value = "white", value_parser = media::decode::parse_color)]
+    #[arg(long, value_name = "COLOUR", default_value = "white", value_parser = media::decode::parse_color, help_heading = "Pictures")]
     background: [u8; 3],
 
     #[command(flatten)]
     sampling: sampling::SamplingArgs,
 
     /// Print one JSON object with the answer, token counts and timings
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 
     /// Print the answer alone
-    #[arg(short, long)]
+    #[arg(short, long, help_heading = "Output")]
     quiet: bool,
 
     /// Leave out the table of timings at the end
-    #[arg(long, alias = "no-perf")]
+    #[arg(long, alias = "no-perf", help_heading = "Output")]
     no_show_timings: bool,
 }
 
@@ -205,6 +207,7 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         kv_type: kv_pair(args)?,
         sampler: args.sampling.params()?,
     };
+    let sources = image_sources(&args.image)?;
     let prompt_text = prompt_text(args)?;
     let system = system_prompt(args)?;
 
@@ -212,12 +215,16 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     let engine = Arc::new(load(args, &progress, &note)?);
     report.load = start.elapsed();
     progress.finish();
+    if options.n_ctx > engine.n_ctx_train() {
+        note(&format!("the model was trained with {} tokens of context, -c asks for more", engine.n_ctx_train()));
+    }
+
     let mut session = Session::new(&engine, &options, &cancel)?;
 
     let started = Instant::now();
     let decode = DecodeOptions { background: args.background, ..DecodeOptions::default() };
     let mut images = Vec::new();
-    for source in image_sources(&args.image) {
+    for source in sources {
         let start = Instant::now();
         let image = media::load(&source, &decode)?;
         report.image_decode += start.elapsed();
@@ -339,7 +346,6 @@ fn load(args: &Args, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine>
         note("no -m given: the built-in model answers, which knows only simple synthetic scenes");
         return Engine::built_in(&options);
     };
-    progress.message("loading");
     let found;
     let mmproj = match &args.mmproj {
         _ if args.no_mmproj => None,
@@ -353,6 +359,7 @@ fn load(args: &Args, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine>
             found.as_deref()
         }
     };
+    progress.message("loading");
     Engine::load(model, mmproj, &options)
 }
 
@@ -361,15 +368,6 @@ fn kv_pair(args: &Args) -> Result<KvType> {
         bail!(Usage, "-ctk and -ctv: keys and values must be of one type for now");
     }
     Ok(args.cache_type_k)
-}
-
-fn read_text(path: &Path) -> Result<String> {
-    if path.as_os_str() == "-" {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map_err(|e| Error::io("standard input", &e))?;
-        return Ok(text);
-    }
-    std::fs::read_to_string(path).map_err(|e| Error::io(path, &e))
 }
 
 /// The prompt of -p, of -f, or of a pipe.
@@ -408,15 +406,22 @@ fn system_prompt(args: &Args) -> Result<Option<String>> {
 }
 
 /// The single sources of `--image a,b --image c`; a data: URL has a comma of its own, and so may an existing file.
-fn image_sources(given: &[String]) -> Vec<String> {
+fn image_sources(given: &[String]) -> Result<Vec<String>> {
     let whole = |source: &&String| source.starts_with("data:") || !source.contains(',') || Path::new(source).exists();
-    given
+    let sources: Vec<String> = given
         .iter()
         .flat_map(|source| match whole(&source) {
             true => vec![source.clone()],
             false => source.split(',').filter(|s| !s.is_empty()).map(str::to_owned).collect(),
         })
-        .collect()
+        .collect();
+    if sources.iter().filter(|source| *source == "-").count() > 1 {
+        bail!(Usage, "--image -: standard input holds one picture only");
+    }
+    if let Some(url) = sources.iter().find(|source| source.starts_with("http://") || source.starts_with("https://")) {
+        bail!(Usage, "--image {url}: mmq downloads nothing: save the picture first, or pipe it into --image -");
+    }
+    Ok(sources)
 }
 
 /// Puts [`IMAGE_MARKER`]s for `n` pictures where the prompt asks for them, or in front.
@@ -446,7 +451,10 @@ mod tests {
 
     #[test]
     fn image_lists() {
-        let sources = image_sources(&["a.png,b.png".into(), "data:image/png;base64,AA".into()]);
+        let sources = image_sources(&["a.png,b.png".into(), "data:image/png;base64,AA".into()]).unwrap();
         assert_eq!(sources, ["a.png", "b.png", "data:image/png;base64,AA"]);
+        for twice in ["-,-", "https://example.com/a.png"] {
+            assert_eq!(image_sources(&[twice.into()]).unwrap_err().kind(), ErrorKind::Usage);
+        }
     }
 }

@@ -23,28 +23,28 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "K", default_value_t = 40)]
     top_k: i32,
     /// Keep the likeliest that together reach P; 1: off
-    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = number)]
+    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = probability)]
     top_p: f32,
     /// Keep those at least P as likely as the likeliest; 0: off
-    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = number)]
+    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = probability)]
     min_p: f32,
     /// Keep logits within N standard deviations of the largest; -1: off
     #[arg(long, alias = "top-n-sigma", value_name = "N", default_value_t = -1.0, value_parser = number)]
     top_nsigma: f32,
     /// Probability of leaving out top choices (XTC); 0: off
-    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = number)]
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = probability)]
     xtc_probability: f32,
     /// Least probability of a top choice (XTC)
-    #[arg(long, value_name = "P", default_value_t = 0.1, value_parser = number)]
+    #[arg(long, value_name = "P", default_value_t = 0.1, value_parser = probability)]
     xtc_threshold: f32,
     /// Locally typical sampling; 1: off
-    #[arg(long, alias = "typical-p", value_name = "P", default_value_t = 1.0, value_parser = number)]
+    #[arg(long, alias = "typical-p", value_name = "P", default_value_t = 1.0, value_parser = probability)]
     typical: f32,
     /// Tokens that the penalties look back on; 0: off, -1: the context
     #[arg(long, value_name = "N", default_value_t = 64)]
     repeat_last_n: i32,
     /// Penalty on repeated tokens; 1: off
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = number)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive)]
     repeat_penalty: f32,
     /// Penalty on tokens that have come; 0: off
     #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = number)]
@@ -53,10 +53,10 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = number)]
     frequency_penalty: f32,
     /// Strength of the penalty on repeated sequences (DRY); 0: off
-    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = number)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = not_negative)]
     dry_multiplier: f32,
     /// Base of that penalty's growth
-    #[arg(long, value_name = "X", default_value_t = 1.75, value_parser = number)]
+    #[arg(long, value_name = "X", default_value_t = 1.75, value_parser = not_negative)]
     dry_base: f32,
     /// Longest repetition without that penalty
     #[arg(long, value_name = "N", default_value_t = 2)]
@@ -74,19 +74,19 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "X", default_value_t = 0.9, value_parser = number)]
     adaptive_decay: f32,
     /// Range of the dynamic temperature; 0: off
-    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = number)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = not_negative)]
     dynatemp_range: f32,
     /// Exponent of the dynamic temperature
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = number)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = not_negative)]
     dynatemp_exp: f32,
     /// Mirostat 1 or 2; 0: off
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(..=2))]
     mirostat: u8,
     /// Mirostat's learning rate
-    #[arg(long, value_name = "X", default_value_t = 0.1, value_parser = number)]
+    #[arg(long, value_name = "X", default_value_t = 0.1, value_parser = not_negative)]
     mirostat_lr: f32,
     /// Mirostat's target entropy
-    #[arg(long, value_name = "X", default_value_t = 5.0, value_parser = number)]
+    #[arg(long, value_name = "X", default_value_t = 5.0, value_parser = not_negative)]
     mirostat_ent: f32,
     /// Add to a token's logit: 15043+1 or 15043-1; may be repeated
     #[arg(short, long, value_name = "ID(+/-)BIAS")]
@@ -144,7 +144,23 @@ impl SamplingArgs {
 }
 
 fn number(text: &str) -> Result<f32, String> {
-    text.parse().ok().filter(|x: &f32| x.is_finite()).ok_or_else(|| "expected a number".to_owned())
+    number_that(text, "a number", |_| true)
+}
+
+fn probability(text: &str) -> Result<f32, String> {
+    number_that(text, "a number from 0 to 1", |x| (0.0..=1.0).contains(&x))
+}
+
+fn not_negative(text: &str) -> Result<f32, String> {
+    number_that(text, "a number of 0 or more", |x| x >= 0.0)
+}
+
+fn positive(text: &str) -> Result<f32, String> {
+    number_that(text, "a number above 0", |x| x >= f32::MIN_POSITIVE)
+}
+
+fn number_that(text: &str, expected: &str, holds: impl Fn(f32) -> bool) -> Result<f32, String> {
+    text.parse().ok().filter(|x: &f32| x.is_finite() && holds(*x)).ok_or_else(|| format!("expected {expected}"))
 }
 
 fn logit_bias(text: &str) -> Result<(u32, f32)> {
