@@ -20,6 +20,7 @@ use std::time::Instant;
 
 /// Answers a prompt about pictures; tokens stream to standard output, everything else goes to standard error.
 #[derive(clap::Args)]
+#[command(args_override_self = true)]
 #[command(after_help = "Without -m the built-in model answers: it knows only synthetic scenes (models/README.md).
 [-mm] and the like: llama.cpp's short spelling, which works too; its flags that change nothing here are accepted.
 MMQ_ARG_MODEL, MMQ_ARG_MMPROJ, MMQ_ARG_CTX_SIZE, MMQ_ARG_THREADS, MMQ_ARG_TEMPERATURE and so on in the environment stand
@@ -38,7 +39,7 @@ pub struct Args {
     no_mmproj: bool,
 
     /// Picture: a path, - for standard input, or a data: URL; may be repeated, paths also separated by commas
-    #[arg(long, value_name = "FILE", help_heading = "Pictures")]
+    #[arg(long, value_name = "FILE", help_heading = "Pictures", allow_hyphen_values = true)]
     image: Vec<String>,
 
     /// Prompt; <image> or <__media__> places a picture, otherwise pictures come first
