@@ -209,12 +209,7 @@ impl Engine {
             if i > 0 {
                 prompt.pieces.extend(images.next().map(|image| Piece::Image(image.clone())));
             }
-            let mut tokens = self.tokenizer.encode(part, i == 0, true);
-            if let Some(bos) = self.tokenizer.bos()
-                && tokens.starts_with(&[bos, bos])
-            {
-                tokens.remove(0);
-            }
+            let tokens = self.tokenizer.encode(part, i == 0 && !self.tokenizer.begins_with_bos(part), true);
             if !tokens.is_empty() {
                 prompt.pieces.push(Piece::Tokens(tokens));
             }
