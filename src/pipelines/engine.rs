@@ -55,8 +55,8 @@ impl Engine {
     /// (`models/README.md`).
     #[cfg(feature = "nano")]
     pub fn built_in(options: &EngineOptions) -> Result<Engine> {
-        static TEXT: &[u8] = b"";
-        static VISION: &[u8] = b"";
+        static TEXT: &[u8] = include_bytes!("../../models/nano/nano.gguf");
+        static VISION: &[u8] = include_bytes!("../../models/nano/mmproj-nano.gguf");
         let text = Gguf::from_static("nano.gguf", TEXT)?;
         let vision = Gguf::from_static("mmproj-nano.gguf", VISION)?;
         Engine::from_gguf(&text, Some(&vision), options)
