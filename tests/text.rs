@@ -61,12 +61,12 @@ fn check_fixture(name: &str) {
 
 #[test]
 fn spm_as_llama_cpp() {
-    check_fixture("vocab-spm.gguf");
+    check_fixture("vocab/spm.gguf");
 }
 
 #[test]
 fn bpe_as_llama_cpp() {
-    check_fixture("vocab-bpe.gguf");
+    check_fixture("vocab/bpe.gguf");
 }
 
 #[test]
@@ -110,8 +110,8 @@ fn template_of_a_bare_vocabulary() {
         let gguf = Gguf::open(fixtures().join(name)).unwrap();
         ChatTemplate::pick(gguf.metadata(), None).unwrap().name().to_owned()
     };
-    assert_eq!(pick("vocab-spm.gguf"), "plain");
-    assert_eq!(pick("vocab-bpe.gguf"), "llama3", "by its control tokens");
+    assert_eq!(pick("vocab/spm.gguf"), "plain");
+    assert_eq!(pick("vocab/bpe.gguf"), "llama3", "by its control tokens");
 }
 
 /// The parameters of a recorded case.
@@ -153,7 +153,7 @@ fn params(case: &serde_json::Value) -> SamplerParams {
 
 #[test]
 fn samplers_as_llama_cpp() {
-    let tokenizer = open(&fixtures().join("vocab-bpe.gguf")).unwrap();
+    let tokenizer = open(&fixtures().join("vocab/bpe.gguf")).unwrap();
     let n_vocab = tokenizer.n_vocab() as i64;
     let text = std::fs::read_to_string(fixtures().join("sampler.json")).unwrap();
     let cases: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
@@ -183,7 +183,7 @@ mod cli {
     fn tokenize(args: &[&str], input: &str) -> Output {
         let mut child = Command::new(env!("CARGO_BIN_EXE_mmq"))
             .args(["tokenize", "-m"])
-            .arg(fixtures().join("vocab-bpe.gguf"))
+            .arg(fixtures().join("vocab/bpe.gguf"))
             .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -203,7 +203,7 @@ mod cli {
 
     #[test]
     fn ids_and_pieces() {
-        let tokenizer = open(&fixtures().join("vocab-bpe.gguf")).unwrap();
+        let tokenizer = open(&fixtures().join("vocab/bpe.gguf")).unwrap();
         let list = |ids: &[u32]| format!("[{}]\n", ids.iter().map(u32::to_string).collect::<Vec<_>>().join(", "));
         let text = "Hello world<|eot_id|>";
         let ids = tokenizer.encode(text, true, true);

@@ -5,6 +5,7 @@ use crate::pipelines::verify::{self, Check, Report};
 use crate::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 /// Replays recorded inputs through a model and compares every recorded activation; fails if any differs.
@@ -33,19 +34,21 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
     let n_threads = usize::try_from(args.threads).ok().filter(|n| *n > 0);
+    // A reader that has gone away (`| head`) wants no more lines, but the exit code still counts.
+    let mut out = io::stdout().lock();
     let mut reports = Vec::new();
     let mut broken = Vec::new();
     for path in &args.fixtures {
         match Gguf::open(path).and_then(|gguf| verify::verify(&gguf, n_threads)) {
             Ok(report) => {
                 if !args.json {
-                    print(&report, args.quiet);
+                    let _ = print(&mut out, &report, args.quiet);
                 }
                 reports.push(report);
             }
             Err(error) => {
                 if !args.json {
-                    println!("{}\n  FAILED: {error}\n", path.display());
+                    let _ = writeln!(out, "{}\n  FAILED: {error}\n", path.display());
                 }
                 broken.push(error);
             }
@@ -55,9 +58,9 @@ pub fn run(args: &Args) -> Result<()> {
         let errors: Vec<String> = broken.iter().map(Error::to_string).collect();
         let passed = errors.is_empty() && reports.iter().all(|report| report.first_failure().is_none());
         let fixtures: Vec<Value> = reports.iter().map(json).collect();
-        println!("{:#}", json!({ "passed": passed, "fixtures": fixtures, "errors": errors }));
+        let _ = writeln!(out, "{:#}", json!({ "passed": passed, "fixtures": fixtures, "errors": errors }));
     } else if args.fixtures.len() > 1 {
-        summarize(&reports);
+        let _ = summarize(&mut out, &reports);
     }
     let failed = reports.iter().find_map(|report| Some((report, report.first_failure()?)));
     match (broken.into_iter().next(), failed) {
@@ -80,7 +83,7 @@ fn explain(check: &Check, tolerance: f32) -> String {
     }
 }
 
-fn print(report: &Report, quiet: bool) {
+fn print(out: &mut impl Write, report: &Report, quiet: bool) -> io::Result<()> {
     let first = report.first_failure();
     let verdict = match first {
         None => "ok".to_owned(),
@@ -88,32 +91,32 @@ fn print(report: &Report, quiet: bool) {
     };
     if quiet {
         let worst = report.worst().map_or(0.0, |check| check.relative_error);
-        println!("{worst:>9.2e} of {:>5.0e}  {}  {verdict}", report.tolerance, report.file);
-        return;
+        return writeln!(out, "{worst:>9.2e} of {:>5.0e}  {}  {verdict}", report.tolerance, report.file);
     }
-    println!("{}  ({}; {})", report.file, report.architectures.join(" + "), report.source);
+    writeln!(out, "{}  ({}; {})", report.file, report.architectures.join(" + "), report.source)?;
     let width = report.checks.iter().map(|c| c.activation.len()).max().unwrap_or(0);
     let mut case = "";
     for check in &report.checks {
         if check.case != case {
             case = &check.case;
-            println!("  {case:<width$}  {:>13}  {:>9}  {:>10}", "max abs error", "relative", "cosine");
+            writeln!(out, "  {case:<width$}  {:>13}  {:>9}  {:>10}", "max abs error", "relative", "cosine")?;
         }
         let mark = match first {
             Some(f) if std::ptr::eq(f, check) => "  <- first out of tolerance",
             _ if !check.passed => "  out of tolerance",
             _ => "",
         };
-        println!(
+        writeln!(
+            out,
             "    {:<width$}  {:>11.3e}  {:>9.2e}  {:>10.7}{mark}",
             check.activation, check.max_abs_error, check.relative_error, check.cosine
-        );
+        )?;
     }
-    println!("  {verdict}\n");
+    writeln!(out, "  {verdict}\n")
 }
 
 /// A line for each combination of architectures: how many fixtures, and the worst of them.
-fn summarize(reports: &[Report]) {
+fn summarize(out: &mut impl Write, reports: &[Report]) -> io::Result<()> {
     let mut worst: BTreeMap<(String, bool), (usize, &Report, &Check)> = BTreeMap::new();
     for report in reports {
         let Some(check) = report.worst() else { continue };
@@ -125,14 +128,16 @@ fn summarize(reports: &[Report]) {
             (entry.1, entry.2) = (report, check);
         }
     }
-    println!("worst by architecture:");
+    writeln!(out, "worst by architecture:")?;
     for ((architectures, rounded), (n, report, check)) in worst {
         let weights = if rounded { "rounded" } else { "exact" };
-        println!(
+        writeln!(
+            out,
             "  {architectures}, {n} with {weights} arithmetic: {:.2e} relative, {:.2e} absolute ({}, {}, {})",
             check.relative_error, check.max_abs_error, report.file, check.case, check.activation
-        );
+        )?;
     }
+    Ok(())
 }
 
 fn json(report: &Report) -> Value {

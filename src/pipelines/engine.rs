@@ -55,8 +55,8 @@ impl Engine {
     /// (`models/README.md`).
     #[cfg(feature = "nano")]
     pub fn built_in(options: &EngineOptions) -> Result<Engine> {
-        static TEXT: &[u8] = b"";
-        static VISION: &[u8] = b"";
+        static TEXT: &[u8] = include_bytes!("../../models/nano/nano.gguf");
+        static VISION: &[u8] = include_bytes!("../../models/nano/mmproj-nano.gguf");
         let text = Gguf::from_static("nano.gguf", TEXT)?;
         let vision = Gguf::from_static("mmproj-nano.gguf", VISION)?;
         Engine::from_gguf(&text, Some(&vision), options)
@@ -209,12 +209,7 @@ impl Engine {
             if i > 0 {
                 prompt.pieces.extend(images.next().map(|image| Piece::Image(image.clone())));
             }
-            let mut tokens = self.tokenizer.encode(part, i == 0, true);
-            if let Some(bos) = self.tokenizer.bos()
-                && tokens.starts_with(&[bos, bos])
-            {
-                tokens.remove(0);
-            }
+            let tokens = self.tokenizer.encode(part, i == 0 && !self.tokenizer.begins_with_bos(part), true);
             if !tokens.is_empty() {
                 prompt.pieces.push(Piece::Tokens(tokens));
             }
