@@ -579,34 +579,43 @@ mod unix {
     use std::io::Read;
     use std::os::unix::ffi::OsStrExt;
 
+    /// Starts an endless answer, presses Ctrl-C when `is_at_work` returns, and gives what was on standard output.
+    fn interrupted(more: &[&str], is_at_work: impl Fn(&mut std::process::ChildStdout) -> Vec<u8>) -> (String, Ran) {
+        let endless = ["-no-cnv", "-p", "abc", "--ignore-eos", "-n", "-1", "-c", "1000000"];
+        let mut command = run(&[&endless[..], more].concat());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        let mut text = is_at_work(&mut stdout);
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        stdout.read_to_end(&mut text).unwrap();
+        (String::from_utf8(text).unwrap(), Ran::of(child.wait_with_output().unwrap()))
+    }
+
     #[test]
     fn ctrl_c_keeps_what_has_come() {
-        let endless = ["-no-cnv", "-p", "abc", "--ignore-eos", "-n", "-1", "-c", "1000000"];
-        for json in [false, true] {
-            let args = [&endless[..], if json { &["--json"] } else { &[] }].concat();
-            let mut child = run(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-            let mut stdout = child.stdout.take().unwrap();
-            let mut text = vec![0; if json { 0 } else { 1 }];
-            // The first text: it is at work. With --json nothing shows that.
-            stdout.read_exact(&mut text).unwrap();
-            if json {
-                std::thread::sleep(std::time::Duration::from_millis(500));
+        let (text, ran) = interrupted(&[], |stdout| {
+            let mut first = vec![0];
+            stdout.read_exact(&mut first).unwrap();
+            first
+        });
+        assert_eq!(ran.code, Some(130), "{}", ran.stderr);
+        assert!(text.len() > 1 && text.ends_with('\n'));
+        assert!(ran.stderr.contains("generate") && !ran.stderr.contains("error"), "{}", ran.stderr);
+
+        // With --json nothing shows that it is at work; a slow machine gets more time.
+        let mut waits = [300, 3000, 20_000].into_iter();
+        let json = loop {
+            let wait = std::time::Duration::from_millis(waits.next().expect("it answers in 20 seconds"));
+            let (text, ran) = interrupted(&["--json"], |_| {
+                std::thread::sleep(wait);
+                Vec::new()
+            });
+            if let (Some(130), Ok(json)) = (ran.code, serde_json::from_str::<Json>(&text)) {
+                break json;
             }
-            let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-            assert!(killed.success());
-            stdout.read_to_end(&mut text).unwrap();
-            let ran = Ran::of(child.wait_with_output().unwrap());
-            assert_eq!(ran.code, Some(130), "{}", ran.stderr);
-            let text = String::from_utf8(text).unwrap();
-            if json {
-                let json: Json = serde_json::from_str(&text).unwrap();
-                assert_eq!(json["finish"], "cancelled");
-                assert!(json["n_generated"].as_u64() > Some(0));
-            } else {
-                assert!(text.len() > 1 && text.ends_with('\n'));
-                assert!(ran.stderr.contains("generate"), "{}", ran.stderr);
-            }
-        }
+        };
+        assert_eq!(json["finish"], "cancelled");
+        assert_eq!(json["tokens"].as_array().map(Vec::len), json["n_generated"].as_u64().map(|n| n as usize));
     }
 
     #[test]

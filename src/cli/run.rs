@@ -394,7 +394,7 @@ fn prompt_text(args: &Args) -> Result<String> {
         None => text.strip_suffix('\n').map_or(text.as_str(), |text| text.strip_suffix('\r').unwrap_or(text)),
     };
     match text {
-        "" => bail!(Usage, "the prompt is empty"),
+        "" => bail!(Usage, "the prompt is empty: give one with -p TEXT, -f FILE or on standard input"),
         text => Ok(text.to_owned()),
     }
 }
