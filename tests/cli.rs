@@ -387,12 +387,12 @@ fn pictures_take_their_places() {
 
     for (n, prompt) in [(2, "<image> and <image>"), (3, "<image><__media__><image>")] {
         let error = ran(run(&["--image", &first, "-p", prompt])).error(1);
-        assert!(error.contains(&format!("for {n} pictures")) && error.contains("but 1 "), "{error}");
+        assert!(error.contains(&format!("{n} places")) && error.contains("but 1 given"), "{error}");
     }
     let error = ran(run(&["-p", "<image>?"])).error(1);
-    assert!(error.contains("1 picture") && error.contains("but 0 "), "{error}");
+    assert!(error.contains("1 place ") && error.contains("but 0 given"), "{error}");
     let error = ran(run(&["--image", &both, "-p", "<image>?"])).error(1);
-    assert!(error.contains("1 picture") && error.contains("but 2 "), "{error}");
+    assert!(error.contains("1 place ") && error.contains("but 2 given"), "{error}");
 }
 
 #[test]

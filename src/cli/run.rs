@@ -22,9 +22,10 @@ use std::time::Instant;
 #[derive(clap::Args)]
 #[command(args_override_self = true)]
 #[command(after_help = "Without -m the built-in model answers: it knows only synthetic scenes (models/README.md).
-[-mm] and the like: llama.cpp's short spelling, which works too; its flags that change nothing here are accepted.
-MMQ_ARG_MODEL, MMQ_ARG_MMPROJ, MMQ_ARG_CTX_SIZE, MMQ_ARG_THREADS, MMQ_ARG_TEMPERATURE and so on in the environment stand
-for flags; else LLAMA_ARG_MODEL and so on.")]
+[-mm] and the like: llama.cpp's short spelling, which works too.
+Its flags that change nothing here are accepted as well.
+In the environment, MMQ_ARG_MODEL, MMQ_ARG_MMPROJ, MMQ_ARG_CTX_SIZE, MMQ_ARG_THREADS,
+MMQ_ARG_TEMPERATURE and so on stand for flags; else LLAMA_ARG_MODEL and so on.")]
 pub struct Args {
     /// Text model, a GGUF file [default: the built-in model]
     #[arg(short, long, value_name = "FILE", help_heading = "Model")]
@@ -435,7 +436,9 @@ fn place_images(prompt: &str, n: usize) -> Result<String> {
         return Ok(IMAGE_MARKER.repeat(n) + &placed);
     }
     if n_markers != n {
-        bail!(Mismatch, "the prompt has places for {n_markers} pictures (<image>), but {n} are given (--image)");
+        let s = if n_markers == 1 { "" } else { "s" };
+        let places = format!("the prompt has {n_markers} place{s} for pictures (<image>)");
+        bail!(Mismatch, "{places}, but {n} given with --image");
     }
     Ok(placed)
 }
@@ -449,7 +452,7 @@ mod tests {
         assert_eq!(place_images("What?", 2).unwrap(), "<__media__><__media__>What?");
         assert_eq!(place_images("A <image> b", 1).unwrap(), "A <__media__> b");
         let error = place_images("<image> or <__media__>", 1).unwrap_err().to_string();
-        assert!(error.contains("2 pictures") && error.contains("1 are given"), "{error}");
+        assert!(error.contains("2 places for pictures") && error.contains("but 1 given"), "{error}");
     }
 
     #[test]
