@@ -1,39 +1,201 @@
-//! llama.cpp's short flags of several letters (`-ngl`, `-ctk`), which are no flags to clap: they are spelled out first.
+//! llama.cpp's command line as clap can read it: flags of several letters spelled out, flags without a meaning here
+//! taken out, flags that mmq lacks refused by name; and escapes in prompts.
 
+use crate::{Result, bail};
 use std::ffi::OsString;
 
-const SHORT: &[(&str, &str)] = &[
-    ("-mm", "--mmproj"),
-    ("-sys", "--system-prompt"),
-    ("-sysf", "--system-prompt-file"),
-    ("-ub", "--ubatch-size"),
-    ("-tb", "--threads-batch"),
-    ("-ctk", "--cache-type-k"),
-    ("-ctv", "--cache-type-v"),
-    ("-ngl", "--gpu-layers"),
-    ("-fa", "--flash-attn"),
-    ("-lm", "--load-mode"),
-    ("-cnv", "--conversation"),
-    ("-no-cnv", "--no-conversation"),
-    ("-st", "--single-turn"),
-    ("-sp", "--special"),
-    ("-hf", "--hf-repo"),
-    ("-hfr", "--hf-repo"),
+/// What follows a flag.
+#[derive(Clone, Copy, PartialEq)]
+enum Takes {
+    Nothing,
+    Value,
+    Two,
+    /// `on`, `off` or `auto`, or nothing.
+    Switch,
+}
+
+#[derive(Clone, Copy)]
+enum Meaning {
+    /// Another spelling of one of mmq's own flags.
+    Long(&'static str),
+    /// Changes nothing that the user could miss.
+    Nothing,
+    /// Changes nothing, which may surprise, unless the value is one of these.
+    Note(&'static [&'static str], &'static str),
+    /// Would change the answer, and mmq cannot do it.
+    Missing(&'static str),
+}
+
+use Meaning::{Long, Missing, Note};
+use Takes::{Switch, Two, Value};
+
+const NOTHING: Meaning = Meaning::Nothing;
+const ON_CPU: Meaning = Note(&["0", "none", "auto", "off", "cpu"], "mmq runs on the processor for now");
+const NOT_PINNED: Meaning = Note(&[], "threads are not pinned to cores");
+const ONE_PROMPT: Meaning = Note(&[], "`mmq run` answers one prompt and ends");
+const NO_DRAFT: Meaning = Note(&[], "there is no speculative decoding yet");
+const NO_LOG: Meaning = Note(&[], "no log file is written");
+const NO_DOWNLOAD: Meaning = Missing("mmq downloads nothing: give a file with -m, and its vision part with --mmproj");
+const NO_GRAMMAR: Meaning = Missing("answers cannot be held to a grammar");
+const NO_ROPE: Meaning = Missing("RoPE is scaled as the model file says");
+const NO_LORA: Meaning = Missing("adapters cannot be applied");
+
+/// llama.cpp's flags that are not flags of `mmq run` in this spelling.
+const FLAGS: &[(&[&str], Takes, Meaning)] = &[
+    (&["-mm"], Value, Long("--mmproj")),
+    (&["-sys"], Value, Long("--system-prompt")),
+    (&["-sysf"], Value, Long("--system-prompt-file")),
+    (&["-ub"], Value, Long("--ubatch-size")),
+    (&["-ctk"], Value, Long("--cache-type-k")),
+    (&["-ctv"], Value, Long("--cache-type-v")),
+    (&["-no-cnv"], Takes::Nothing, Long("--no-conversation")),
+    // Where and how it runs.
+    (&["-ngl", "--gpu-layers", "--n-gpu-layers"], Value, ON_CPU),
+    (&["-dev", "--device", "-mmdev", "--mmproj-device"], Value, ON_CPU),
+    (&["-sm", "--split-mode", "-ts", "--tensor-split", "-mg", "--main-gpu"], Value, ON_CPU),
+    (&["-ot", "--override-tensor", "-ncmoe", "--n-cpu-moe", "-ncffn", "--n-cpu-ffn"], Value, NOTHING),
+    (&["-cmoe", "--cpu-moe", "--mmproj-offload", "--no-mmproj-offload"], Takes::Nothing, NOTHING),
+    (&["-kvo", "--kv-offload", "-nkvo", "--no-kv-offload", "--no-host"], Takes::Nothing, NOTHING),
+    (&["--op-offload", "--no-op-offload", "--repack", "-nr", "--no-repack"], Takes::Nothing, NOTHING),
+    (&["-fa", "--flash-attn"], Switch, NOTHING),
+    (&["-fit", "--fit"], Switch, NOTHING),
+    (&["-fitt", "--fit-target", "-fitc", "--fit-ctx"], Value, NOTHING),
+    (&["--rpc"], Value, Missing("mmq runs on this machine alone")),
+    (&["-tb", "--threads-batch"], Value, Note(&["-1"], "prompts take as many threads as answers (-t)")),
+    (&["-C", "--cpu-mask", "-Cr", "--cpu-range", "-Cb", "--cpu-mask-batch"], Value, NOT_PINNED),
+    (&["-Crb", "--cpu-range-batch", "--numa"], Value, NOT_PINNED),
+    (&["--cpu-strict", "--cpu-strict-batch", "--prio", "--prio-batch", "--poll", "--poll-batch"], Value, NOTHING),
+    // Files and memory.
+    (&["-lm", "--load-mode", "-lzm", "--lazy-mode"], Value, NOTHING),
+    (&["--no-mmap"], Takes::Nothing, Note(&[], "model files are always mapped")),
+    (&["--mlock"], Takes::Nothing, Note(&[], "memory is not locked")),
+    (&["--mmap", "--no-direct-io", "-ndio", "--direct-io", "-dio"], Takes::Nothing, NOTHING),
+    (&["--check-tensors"], Takes::Nothing, Note(&[], "weights are not searched for NaN")),
+    (&["--warmup", "--no-warmup", "--offline", "--mmproj-auto"], Takes::Nothing, NOTHING),
+    (&["--no-mmproj-auto"], Takes::Nothing, Long("--no-mmproj")),
+    (&["--swa-full", "-kvu", "--kv-unified", "-no-kvu", "--no-kv-unified"], Takes::Nothing, NOTHING),
+    (&["-ctxcp", "--ctx-checkpoints", "--swa-checkpoints", "-cms", "--checkpoint-min-step"], Value, NOTHING),
+    (&["-cram", "--cache-ram", "-dt", "--defrag-thold", "--keep", "--cache-reuse"], Value, NOTHING),
+    (&["-np", "--parallel", "-ns", "--sequences", "-a", "--alias"], Value, NOTHING),
+    (&["-cb", "--cont-batching", "-nocb", "--no-cont-batching", "--no-context-shift"], Takes::Nothing, NOTHING),
+    (&["--context-shift"], Takes::Nothing, Note(&[], "an answer ends where the context is full")),
+    (&["--prompt-cache", "-lcs", "--lookup-cache-static"], Value, Note(&[], "nothing is kept between runs")),
+    (&["-lcd", "--lookup-cache-dynamic"], Value, Note(&[], "nothing is kept between runs")),
+    (&["--prompt-cache-all", "--prompt-cache-ro"], Takes::Nothing, NOTHING),
+    (&["--override-kv"], Value, Missing("metadata is taken as the model file has it")),
+    // Conversation.
+    (&["-cnv", "--conversation", "-i", "--interactive", "-if", "--interactive-first"], Takes::Nothing, ONE_PROMPT),
+    (&["-st", "--single-turn", "-mli", "--multiline-input", "--simple-io"], Takes::Nothing, NOTHING),
+    (&["--jinja", "-e", "--escape", "--no-display-prompt"], Takes::Nothing, NOTHING),
+    (&["--no-jinja"], Takes::Nothing, Note(&[], "a Jinja template in the model file is run as such")),
+    (&["--display-prompt", "--verbose-prompt"], Takes::Nothing, Note(&[], "the prompt is not printed")),
+    (&["--chat-template-kwargs"], Value, Missing("templates take no arguments of their own")),
+    (&["-rea", "--reasoning", "--reasoning-effort", "--reasoning-budget"], Value, Missing("reasoning is not steered")),
+    (&["--reasoning-budget-message"], Value, Missing("reasoning is not steered")),
+    (&["--reasoning-format"], Value, Note(&["none"], "reasoning is printed with the answer")),
+    (&["-sp", "--special"], Takes::Nothing, Missing("control tokens are never printed")),
+    (&["--in-prefix", "--in-suffix"], Value, Missing("write it into the prompt")),
+    (&["--in-prefix-bos", "--spm-infill"], Takes::Nothing, Missing("write it into the prompt")),
+    (&["-bf", "--binary-file"], Value, Missing("prompts are UTF-8 text (-f)")),
+    (&["-gan", "--grp-attn-n", "-gaw", "--grp-attn-w"], Value, Missing("there is no self-extend")),
+    (&["--rope-scaling", "--rope-scale", "--rope-freq-base", "--rope-freq-scale"], Value, NO_ROPE),
+    (&["--yarn-orig-ctx", "--yarn-ext-factor", "--yarn-attn-factor"], Value, NO_ROPE),
+    (&["--yarn-beta-slow", "--yarn-beta-fast"], Value, NO_ROPE),
+    // Pictures and the like.
+    (&["--audio"], Value, Missing("mmq does not hear")),
+    (&["--video"], Value, Missing("give pictures of it with --image")),
+    (
+        &["--video-fps", "--video-timestamp-interval", "--video-ffmpeg-dir"],
+        Value,
+        Missing("give pictures with --image"),
+    ),
+    (&["--image-min-tokens", "--image-max-tokens"], Value, Note(&[], "the model decides on the tokens of a picture")),
+    (&["--mtmd-batch-max-tokens"], Value, NOTHING),
+    // Models from elsewhere.
+    (&["-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-hft", "--hf-token"], Value, NO_DOWNLOAD),
+    (&["-mu", "--model-url", "-mmu", "--mmproj-url", "-dr", "--docker-repo"], Value, NO_DOWNLOAD),
+    (&["-cl", "--cache-list"], Takes::Nothing, NO_DOWNLOAD),
+    // Constrained and adapted answers.
+    (&["--grammar", "--grammar-file", "-j", "--json-schema", "-jf", "--json-schema-file"], Value, NO_GRAMMAR),
+    (&["--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled"], Value, NO_LORA),
+    (&["--control-vector-layer-range"], Two, NO_LORA),
+    (&["-bs", "--backend-sampling"], Takes::Nothing, NOTHING),
+    // Speculative decoding changes the time, not the answer.
+    (&["-md", "--model-draft", "--spec-draft-model", "-hfd", "--hf-repo-draft", "--spec-type"], Value, NO_DRAFT),
+    (&["-td", "--threads-draft", "-ngld", "--gpu-layers-draft", "--n-gpu-layers-draft"], Value, NOTHING),
+    (&["-devd", "--device-draft", "-cd", "--ctx-size-draft", "-ctkd", "-ctvd"], Value, NOTHING),
+    (&["--draft", "--draft-n", "--draft-max", "--draft-min", "--draft-n-min", "--draft-p-min"], Value, NOTHING),
+    // What is printed.
+    (&["-v", "--verbose", "--log-verbose", "--log-disable", "--log-jsonl", "--no-log-jsonl"], Takes::Nothing, NOTHING),
+    (&["--log-prefix", "--no-log-prefix", "--log-timestamps", "--no-log-timestamps"], Takes::Nothing, NOTHING),
+    (&["-lv", "--verbosity", "--log-verbosity", "-ptc", "--print-token-count"], Value, NOTHING),
+    (&["--log-file", "--log-prompts-dir"], Value, NO_LOG),
+    (&["-co", "--color", "--log-colors"], Switch, NOTHING),
+    (&["--show-timings", "--perf"], Takes::Nothing, NOTHING),
+    (&["-o", "--output", "--output-file"], Value, Missing("the answer goes to standard output: `> FILE`")),
+    (&["--list-devices"], Takes::Nothing, Missing("mmq runs on the processor")),
 ];
 
-/// The arguments with every such flag in its long spelling; what follows `--` stays as it is.
-pub fn long_spelling(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let mut verbatim = false;
-    arguments
-        .map(|argument| {
-            verbatim |= argument == "--";
-            let long = SHORT.iter().find(|(short, _)| argument == *short);
-            match long {
-                Some((_, long)) if !verbatim => OsString::from(long),
-                _ => argument,
+/// A command line for clap, and what to tell the user about what was taken out of it.
+pub struct Spelled {
+    pub arguments: Vec<OsString>,
+    pub notes: Vec<String>,
+}
+
+/// Spells out llama.cpp's flags in the arguments of `mmq run`; `takes_value` knows the flags of mmq that are followed by
+/// a value, which stays as it is, as does all that follows `--`.
+pub fn spell_out(arguments: impl Iterator<Item = OsString>, takes_value: impl Fn(&str) -> bool) -> Result<Spelled> {
+    let mut spelled = Spelled { arguments: Vec::new(), notes: Vec::new() };
+    let mut arguments = arguments.peekable();
+    while let Some(argument) = arguments.next() {
+        if argument == "--" {
+            spelled.arguments.push(argument);
+            spelled.arguments.extend(arguments.by_ref());
+            break;
+        }
+        let text = argument.to_str().unwrap_or_default();
+        let (name, attached) = match text.split_once('=') {
+            Some((name, value)) if name.starts_with("--") => (name, Some(value)),
+            _ => (text, None),
+        };
+        let Some((_, takes, meaning)) = FLAGS.iter().find(|(names, ..)| names.contains(&name)) else {
+            let value = takes_value(text).then(|| arguments.next()).flatten();
+            spelled.arguments.push(argument);
+            spelled.arguments.extend(value);
+            continue;
+        };
+        if let Long(long) = meaning {
+            spelled.arguments.push(long.into());
+            if *takes == Value {
+                spelled.arguments.extend(arguments.next());
             }
-        })
-        .collect()
+            continue;
+        }
+        if let Missing(why) = meaning {
+            bail!(Usage, "{name} is not supported yet: {why}");
+        }
+        let mut value = attached.map(OsString::from);
+        let n = match takes {
+            Value => 1,
+            Two => 2,
+            Switch => usize::from(arguments.peek().and_then(|next| next.to_str()).is_some_and(is_switch)),
+            Takes::Nothing => 0,
+        };
+        for _ in usize::from(attached.is_some())..n {
+            let Some(next) = arguments.next() else { bail!(Usage, "{name} needs a value") };
+            value = Some(next);
+        }
+        if let Note(silent, why) = meaning
+            && !value.is_some_and(|value| silent.iter().any(|silent| value == *silent))
+        {
+            spelled.notes.push(format!("{name} has no effect: {why}"));
+        }
+    }
+    Ok(spelled)
+}
+
+fn is_switch(text: &str) -> bool {
+    ["on", "off", "auto", "true", "false", "enabled", "disabled", "0", "1"].contains(&text)
 }
 
 /// The escapes `\n`, `\t`, `\r`, `\'`, `\"`, `\\` and `\xHH` in a prompt; anything else stays.
@@ -66,11 +228,41 @@ pub fn unescape(text: &str) -> String {
 mod tests {
     use super::*;
 
+    fn spell(line: &str) -> Result<Spelled> {
+        let takes_value = |flag: &str| ["-m", "-p"].contains(&flag);
+        spell_out(line.split(' ').map(OsString::from), takes_value)
+    }
+
     #[test]
-    fn short_flags_become_long_ones() {
-        let spell = |args: &[&str]| long_spelling(args.iter().map(OsString::from));
-        assert_eq!(spell(&["mmq", "-ngl", "99", "-m", "x"]), ["mmq", "--gpu-layers", "99", "-m", "x"]);
-        assert_eq!(spell(&["mmq", "--", "-ngl"]), ["mmq", "--", "-ngl"]);
+    fn flags_of_llama_cpp() {
+        let spelled = spell("run -ngl 99 -m x -fa -fa on -mm y --gpu-layers=0 --mlock -c 5").unwrap();
+        assert_eq!(spelled.arguments, ["run", "-m", "x", "--mmproj", "y", "-c", "5"]);
+        assert_eq!(spelled.notes.len(), 2, "{:?}", spelled.notes);
+        assert!(spelled.notes[0].starts_with("-ngl ") && spelled.notes[1].starts_with("--mlock "));
+    }
+
+    #[test]
+    fn values_and_what_follows_two_hyphens_stay() {
+        assert_eq!(spell("-p -ngl -m -sys").unwrap().arguments, ["-p", "-ngl", "-m", "-sys"]);
+        assert_eq!(spell("-- -ngl 9").unwrap().arguments, ["--", "-ngl", "9"]);
+    }
+
+    #[test]
+    fn flags_that_mmq_lacks() {
+        for line in ["--grammar x", "-m x -hf user/repo", "--lora=x"] {
+            let Err(error) = spell(line) else { panic!("{line} passes") };
+            assert!(error.to_string().contains("is not supported yet"), "{error}");
+        }
+        assert!(spell("-ngl").is_err_and(|e| e.to_string() == "-ngl needs a value"));
+    }
+
+    #[test]
+    fn every_flag_is_listed_once() {
+        let mut names: Vec<&str> = FLAGS.iter().flat_map(|(names, ..)| names.iter().copied()).collect();
+        names.sort_unstable();
+        let n = names.len();
+        names.dedup();
+        assert_eq!(names.len(), n);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `mmq inspect`: what a GGUF file holds and what mmq can do with it.
 
+use super::printable;
 use crate::gguf::{Array, Gguf, TensorInfo, Value};
 use crate::{Dtype, Error, Result, architectures};
 use serde_json::{Map, Value as Json, json};
@@ -61,7 +62,7 @@ fn verdict(gguf: &Gguf) -> Verdict {
         Err(error) => {
             let message = error.to_string();
             let message = message.strip_prefix(&format!("{}: ", gguf.name())).unwrap_or(&message);
-            Verdict { runs: false, words: format!("cannot run it: {}", printable(message)) }
+            Verdict { runs: false, words: format!("cannot run it: {}", printable(message).replace('\n', " ")) }
         }
     }
 }
@@ -155,12 +156,6 @@ fn kind(value: &Value) -> String {
         Value::Array(array) => format!("{}[]", array.element_type_name()),
         other => other.type_name(),
     }
-}
-
-/// `text` with control characters escaped: it may quote the file.
-fn printable(text: &str) -> String {
-    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    text.chars().map(escape).collect()
 }
 
 /// A key or a tensor's name, without quotes unless it holds what would upset a terminal.

@@ -6,8 +6,11 @@ mod run;
 mod tokenize;
 mod verify;
 
-use crate::{ErrorKind, Result};
-use clap::{Parser, Subcommand};
+use crate::{Error, ErrorKind, Result};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// On-device multimodal models: a GGUF model and a picture in, tokens out.
@@ -28,21 +31,55 @@ enum Command {
 
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse_from(arguments::long_spelling(std::env::args_os()));
-    let result: Result<()> = match cli.command {
-        Command::Run(args) => run::run(&args),
-        Command::Inspect(args) => inspect::run(&args),
-        Command::Tokenize(args) => tokenize::run(&args),
-        Command::Verify(args) => verify::run(&args),
-    };
+    let command = Cli::command().mut_subcommand("run", run::Args::finish);
+    let result = spell_out(&command, std::env::args_os().collect()).and_then(|spelled| {
+        let matches = command.get_matches_from(spelled.arguments);
+        start(&matches, spelled.notes)
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if error.kind() != ErrorKind::Cancelled {
-                eprintln!("error: {error}");
+                say(&format!("error: {error}"));
             }
             exit_code(error.kind())
         }
+    }
+}
+
+/// The arguments as clap reads them; those of `mmq run` may be llama.cpp's.
+fn spell_out(command: &clap::Command, arguments: Vec<OsString>) -> Result<arguments::Spelled> {
+    if arguments.get(1).is_none_or(|name| name != "run") {
+        return Ok(arguments::Spelled { arguments, notes: Vec::new() });
+    }
+    let run = command.find_subcommand("run").expect("it is a subcommand");
+    let takes_value = |flag: &str| {
+        run.get_arguments().filter(|arg| arg.get_action().takes_values()).any(|arg| match flag.strip_prefix("--") {
+            Some(long) => arg
+                .get_long_and_visible_aliases()
+                .into_iter()
+                .flatten()
+                .chain(arg.get_all_aliases().into_iter().flatten())
+                .any(|name| name == long),
+            None => flag
+                .strip_prefix('-')
+                .is_some_and(|short| arg.get_short().is_some_and(|c| short == c.encode_utf8(&mut [0; 4]))),
+        })
+    };
+    let mut arguments = arguments.into_iter();
+    let head: Vec<_> = arguments.by_ref().take(2).collect();
+    let mut spelled = arguments::spell_out(arguments, takes_value)?;
+    spelled.arguments.splice(..0, head);
+    Ok(spelled)
+}
+
+fn start(matches: &ArgMatches, notes: Vec<String>) -> Result<()> {
+    let cli = Cli::from_arg_matches(matches).map_err(|e| Error::new(ErrorKind::Usage, e.to_string()))?;
+    match cli.command {
+        Command::Run(args) => run::run(&args, &notes),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Tokenize(args) => tokenize::run(&args),
+        Command::Verify(args) => verify::run(&args),
     }
 }
 
@@ -52,5 +89,58 @@ fn exit_code(kind: ErrorKind) -> ExitCode {
         ErrorKind::Usage => ExitCode::from(2),
         ErrorKind::Cancelled => ExitCode::from(130),
         _ => ExitCode::FAILURE,
+    }
+}
+
+/// The text of a file, or of standard input for `-`.
+fn read_text(path: &Path) -> Result<String> {
+    let (name, bytes) = if path.as_os_str() == "-" {
+        let mut bytes = Vec::new();
+        let read = std::io::stdin().read_to_end(&mut bytes);
+        ("standard input".to_owned(), read.map(|_| bytes))
+    } else {
+        (path.display().to_string(), std::fs::read(path))
+    };
+    String::from_utf8(bytes.map_err(|e| Error::io(&name, &e))?).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Error::new(ErrorKind::Format, format!("{name}: expected UTF-8, got an invalid byte at offset {at}"))
+    })
+}
+
+/// A line on standard error; nobody may be there to read it. It may quote a file, so that escapes are made visible.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", printable(line));
+}
+
+/// `text` with control characters escaped, but for ends of lines and tabs: it may quote a file.
+fn printable(text: &str) -> String {
+    let escape = |c: char| match c {
+        '\n' | '\t' => c.to_string(),
+        c if c.is_control() => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    text.chars().map(escape).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().mut_subcommand("run", run::Args::finish).debug_assert();
+    }
+
+    #[test]
+    fn escapes_of_a_terminal_are_shown_as_such() {
+        assert_eq!(printable("a\x1b[31mb\u{9b}c\td\n"), "a\\u{1b}[31mb\\u{9b}c\td\n");
+    }
+
+    #[test]
+    fn prompts_may_look_like_flags() {
+        let command = Cli::command();
+        let line = ["mmq", "run", "--prompt", "-ngl", "-p", "-sys", "-n", "-1", "-ngl", "0"];
+        let spelled = spell_out(&command, line.iter().map(OsString::from).collect()).unwrap();
+        assert_eq!(spelled.arguments, ["mmq", "run", "--prompt", "-ngl", "-p", "-sys", "-n", "-1"]);
     }
 }

@@ -4,6 +4,7 @@ mod report;
 mod sampling;
 
 use super::arguments::unescape;
+use super::{printable, read_text, say};
 use crate::media::{self, DecodeOptions, Filter};
 use crate::pipelines::{
     Cancel, Engine, EngineOptions, Finish, Generation, KvType, Session, SessionOptions, find_mmproj,
@@ -11,7 +12,7 @@ use crate::pipelines::{
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Error, ErrorKind, Result, bail};
 use report::{Progress, Report};
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, StdoutLock, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,154 +20,156 @@ use std::time::Instant;
 
 /// Answers a prompt about pictures; tokens stream to standard output, everything else goes to standard error.
 #[derive(clap::Args)]
-#[command(after_help = "Without -m the built-in model answers: it knows only synthetic scenes (models/README.md).")]
+#[command(args_override_self = true)]
+#[command(after_help = "Without -m the built-in model answers: it knows only synthetic scenes (models/README.md).
+[-mm] and the like: llama.cpp's short spelling, which works too; its flags that change nothing here are accepted.
+MMQ_ARG_MODEL, MMQ_ARG_MMPROJ, MMQ_ARG_CTX_SIZE, MMQ_ARG_THREADS, MMQ_ARG_TEMPERATURE and so on in the environment stand
+for flags; else LLAMA_ARG_MODEL and so on.")]
 pub struct Args {
     /// Text model, a GGUF file [default: the built-in model]
-    #[arg(short, long, value_name = "FILE", env = "MMQ_ARG_MODEL")]
+    #[arg(short, long, value_name = "FILE", help_heading = "Model")]
     model: Option<PathBuf>,
 
     /// Vision encoder and projector, a GGUF file [-mm] [default: mmproj*.gguf beside the model]
-    #[arg(long, value_name = "FILE", env = "MMQ_ARG_MMPROJ")]
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
     mmproj: Option<PathBuf>,
 
     /// Leave the vision encoder out
-    #[arg(long, conflicts_with = "mmproj")]
+    #[arg(long, help_heading = "Model")]
     no_mmproj: bool,
 
     /// Picture: a path, - for standard input, or a data: URL; may be repeated, paths also separated by commas
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Pictures", allow_hyphen_values = true)]
     image: Vec<String>,
 
     /// Prompt; <image> or <__media__> places a picture, otherwise pictures come first
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Prompt")]
     prompt: Option<String>,
 
     /// File that holds the prompt; - for standard input
-    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
+    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt", help_heading = "Prompt")]
     file: Option<PathBuf>,
 
     /// System prompt [-sys]
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Prompt")]
     system_prompt: Option<String>,
 
     /// File that holds the system prompt [-sysf]
-    #[arg(long, value_name = "FILE", conflicts_with = "system_prompt")]
+    #[arg(long, value_name = "FILE", conflicts_with = "system_prompt", help_heading = "Prompt")]
     system_prompt_file: Option<PathBuf>,
 
     /// Most tokens to generate; -1: until the model ends its turn
-    #[arg(short, long = "predict", alias = "n-predict", value_name = "N", default_value_t = -1, allow_negative_numbers = true)]
+    #[arg(short, long = "predict", alias = "n-predict", value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i64).range(-2..=i64::from(i32::MAX)), help_heading = "Answer")]
     n_predict: i64,
 
     /// Most tokens in the context; 0: as many as the model was trained with
-    #[arg(short, long, value_name = "N", default_value_t = 0)]
-    ctx_size: usize,
+    #[arg(short, long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=i64::from(i32::MAX)), help_heading = "Memory and speed")]
+    ctx_size: u32,
 
     /// Accepted for llama.cpp's sake: batches are as large as -ub
-    #[arg(short, long, value_name = "N", default_value_t = 2048)]
-    batch_size: usize,
+    #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)), help_heading = "Memory and speed")]
+    batch_size: u32,
 
     /// Most tokens that go through the model at once [-ub]
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    ubatch_size: usize,
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)), help_heading = "Memory and speed")]
+    ubatch_size: u32,
 
     /// Threads; -1: the physical cores worth using
-    #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true, env = "MMQ_ARG_THREADS")]
+    #[arg(short, long, value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..=1024), help_heading = "Memory and speed")]
     threads: i64,
 
     /// Type of the stored keys, f16 or f32 [-ctk]
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type, help_heading = "Memory and speed")]
     cache_type_k: KvType,
 
     /// Type of the stored values, f16 or f32 [-ctv]
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type, help_heading = "Memory and speed")]
     cache_type_v: KvType,
 
     /// Chat template: the name of a built-in one, or Jinja text
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Prompt")]
     chat_template: Option<String>,
 
     /// File that holds a Jinja chat template
-    #[arg(long, value_name = "FILE", conflicts_with = "chat_template")]
+    #[arg(long, value_name = "FILE", conflicts_with = "chat_template", help_heading = "Prompt")]
     chat_template_file: Option<PathBuf>,
 
     /// Take the prompt as it is, without a chat template [-no-cnv]
-    #[arg(long)]
+    #[arg(long, help_heading = "Prompt")]
     no_conversation: bool,
 
     /// Text that ends the answer; may be repeated
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Answer")]
     reverse_prompt: Vec<String>,
 
     /// Take \n, \t, \" and their like in prompts as they stand
-    #[arg(long)]
+    #[arg(long, help_heading = "Prompt")]
     no_escape: bool,
 
     /// How pictures are fitted, in place of the model's rule: crop, pad, squash or anyres
-    #[arg(long, value_name = "RULE")]
+    #[arg(long, value_name = "RULE", help_heading = "Pictures", value_parser = ["crop", "pad", "squash", "anyres"], hide_possible_values = true)]
     image_fit: Option<String>,
 
     /// Filter that pictures are resized with: bicubic, bilinear, lanczos or box
-    #[arg(long, value_name = "FILTER")]
+    #[arg(long, value_name = "FILTER", help_heading = "Pictures")]
     image_filter: Option<Filter>,
 
     /// Colour under transparent pixels: white, black, grey or #rrggbb
-    #[arg(long, value_name = "COLOUR", default_value = "white", value_parser = media::decode::parse_color)]
+    #[arg(long, value_name = "COLOUR", default_value = "white", value_parser = media::decode::parse_color, help_heading = "Pictures")]
     background: [u8; 3],
 
     #[command(flatten)]
     sampling: sampling::SamplingArgs,
 
     /// Print one JSON object with the answer, token counts and timings
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 
     /// Print the answer alone
-    #[arg(short, long)]
+    #[arg(short, long, help_heading = "Output")]
     quiet: bool,
 
-    #[command(flatten)]
-    ignored: Ignored,
+    /// Leave out the table of timings at the end
+    #[arg(long, alias = "no-perf", help_heading = "Output")]
+    no_show_timings: bool,
 }
 
-/// Flags of llama.cpp that change nothing here: mmq runs on the processor, maps its files and needs no warm-up.
-#[derive(clap::Args)]
-#[command(next_help_heading = "Accepted without effect")]
-struct Ignored {
-    #[arg(long, alias = "n-gpu-layers", value_name = "N", hide = true, allow_hyphen_values = true)]
-    gpu_layers: Option<String>,
-    #[arg(long, value_name = "WHEN", hide = true)]
-    flash_attn: Option<String>,
-    #[arg(long, value_name = "N", hide = true, allow_negative_numbers = true)]
-    threads_batch: Option<i64>,
-    #[arg(long, value_name = "MODE", hide = true)]
-    load_mode: Option<String>,
-    #[arg(long, hide = true)]
-    mlock: bool,
-    #[arg(long, hide = true)]
-    no_mmap: bool,
-    #[arg(long, hide = true)]
-    no_warmup: bool,
-    #[arg(long, hide = true)]
-    no_mmproj_offload: bool,
-    #[arg(long, hide = true)]
-    jinja: bool,
-    #[arg(long, hide = true)]
-    single_turn: bool,
-    #[arg(long, hide = true)]
-    conversation: bool,
-    #[arg(long, hide = true)]
-    show_timings: bool,
-    #[arg(short, long, hide = true)]
-    verbose: bool,
-}
+/// Flags that may also come from the environment: as they are called here, and in llama.cpp.
+const ENVIRONMENT: &[(&str, &str, &str)] = &[
+    ("model", "MMQ_ARG_MODEL", "LLAMA_ARG_MODEL"),
+    ("mmproj", "MMQ_ARG_MMPROJ", "LLAMA_ARG_MMPROJ"),
+    ("n_predict", "MMQ_ARG_N_PREDICT", "LLAMA_ARG_N_PREDICT"),
+    ("ctx_size", "MMQ_ARG_CTX_SIZE", "LLAMA_ARG_CTX_SIZE"),
+    ("batch_size", "MMQ_ARG_BATCH", "LLAMA_ARG_BATCH"),
+    ("ubatch_size", "MMQ_ARG_UBATCH", "LLAMA_ARG_UBATCH"),
+    ("threads", "MMQ_ARG_THREADS", "LLAMA_ARG_THREADS"),
+    ("cache_type_k", "MMQ_ARG_CACHE_TYPE_K", "LLAMA_ARG_CACHE_TYPE_K"),
+    ("cache_type_v", "MMQ_ARG_CACHE_TYPE_V", "LLAMA_ARG_CACHE_TYPE_V"),
+    ("temp", "MMQ_ARG_TEMPERATURE", "LLAMA_ARG_TEMPERATURE"),
+    ("top_k", "MMQ_ARG_TOP_K", "LLAMA_ARG_TOP_K"),
+    ("top_p", "MMQ_ARG_TOP_P", "LLAMA_ARG_TOP_P"),
+    ("min_p", "MMQ_ARG_MIN_P", "LLAMA_ARG_MIN_P"),
+    ("repeat_penalty", "MMQ_ARG_REPEAT_PENALTY", "LLAMA_ARG_REPEAT_PENALTY"),
+    ("presence_penalty", "MMQ_ARG_PRESENCE_PENALTY", "LLAMA_ARG_PRESENCE_PENALTY"),
+    ("frequency_penalty", "MMQ_ARG_FREQUENCY_PENALTY", "LLAMA_ARG_FREQUENCY_PENALTY"),
+];
 
-impl Ignored {
-    /// Says which of the given flags ask for something that mmq does not do.
-    fn note(&self) {
-        let noted = [("-ngl", self.gpu_layers.as_deref().is_some_and(|n| n != "0")), ("--no-mmap", self.no_mmap)];
-        for (flag, _) in noted.iter().filter(|(_, given)| *given) {
-            eprintln!("note: {flag} has no effect: mmq runs on the processor from mapped files");
-        }
+impl Args {
+    /// What the derived command lacks: variables of the environment, and negative numbers as values of every flag.
+    pub fn finish(command: clap::Command) -> clap::Command {
+        let given = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let command =
+            command.mut_args(|arg| match arg.get_action().takes_values() && !arg.is_allow_hyphen_values_set() {
+                true => arg.allow_negative_numbers(true),
+                false => arg,
+            });
+        ENVIRONMENT.iter().fold(command, |command, (id, ours, theirs)| {
+            // An empty variable counts as none.
+            match [*ours, *theirs].iter().find(|name| given(name)) {
+                Some(name) => command.mut_arg(id, |arg| arg.env(*name).hide_env(true)),
+                None => command,
+            }
+        })
     }
 }
 
@@ -179,7 +182,7 @@ fn kv_type(name: &str) -> Result<KvType, String> {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     let cancel = Cancel::default();
     let handler = cancel.clone();
     // The second Ctrl-C ends the program at once: the first waits for the layer at work.
@@ -193,28 +196,36 @@ pub fn run(args: &Args) -> Result<()> {
 
     let progress = Progress::new(!args.quiet && !args.json);
     let mut report = Report::default();
-    let prompt_text = prompt_text(args)?;
-
-    let start = Instant::now();
-    let engine = Arc::new(load(args, &progress)?);
-    report.load = start.elapsed();
-    progress.finish();
-    if !args.quiet {
-        args.ignored.note();
-    }
-
+    let note = |text: &str| {
+        if !args.quiet {
+            say(&format!("note: {text}"));
+        }
+    };
+    notes.iter().for_each(|text| note(text));
     let options = SessionOptions {
-        n_ctx: args.ctx_size,
-        n_ubatch: args.ubatch_size.min(args.batch_size),
+        n_ctx: args.ctx_size as usize,
+        n_ubatch: args.ubatch_size.min(args.batch_size) as usize,
         kv_type: kv_pair(args)?,
         sampler: args.sampling.params()?,
     };
+    let sources = image_sources(&args.image)?;
+    let prompt_text = prompt_text(args)?;
+    let system = system_prompt(args)?;
+
+    let start = Instant::now();
+    let engine = Arc::new(load(args, &progress, &note)?);
+    report.load = start.elapsed();
+    progress.finish();
+    if options.n_ctx > engine.n_ctx_train() {
+        note(&format!("the model was trained with {} tokens of context, -c asks for more", engine.n_ctx_train()));
+    }
+
     let mut session = Session::new(&engine, &options, &cancel)?;
 
     let started = Instant::now();
     let decode = DecodeOptions { background: args.background, ..DecodeOptions::default() };
     let mut images = Vec::new();
-    for source in image_sources(&args.image) {
+    for source in sources {
         let start = Instant::now();
         let image = media::load(&source, &decode)?;
         report.image_decode += start.elapsed();
@@ -227,7 +238,6 @@ pub fn run(args: &Args) -> Result<()> {
     }
     progress.finish();
 
-    let system = system_prompt(args)?;
     let user = place_images(&prompt_text, images.len())?;
     let prompt = if args.no_conversation {
         engine.prompt(&(system.unwrap_or_default() + &user), &images)?
@@ -251,39 +261,29 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let n_predict = usize::try_from(args.n_predict).ok();
     let generation = Generation { n_predict, stop };
-    let stdout = std::io::stdout();
+    let mut output = Output::new();
     let start = Instant::now();
     let mut first = None;
-    let mut begun = false;
     let answer = session.generate(&generation, &mut |text| {
         first.get_or_insert_with(|| started.elapsed());
-        if args.json {
-            return ControlFlow::Continue(());
-        }
-        // The space that SentencePiece puts in front of an answer is no part of it.
-        let text = if begun { text } else { text.trim_start() };
-        begun |= !text.is_empty();
-        let mut stdout = stdout.lock();
-        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
-        }
+        if args.json { ControlFlow::Continue(()) } else { output.write(text) }
     })?;
     report.generate = start.elapsed();
     report.first_token = first;
     report.n_generated = answer.tokens.len();
 
     if args.json {
-        println!("{:#}", report.json(&engine, &session, &answer));
-    } else {
-        // A reader that has gone away wants no newline either.
-        let _ = writeln!(stdout.lock());
+        let _ = output.write(&format!("{:#}", report.json(&engine, &session, &answer)));
     }
-    if !args.quiet && !args.json {
+    let _ = output.write_raw("\n");
+    output.finish()?;
+    if !args.json {
         if answer.finish == Finish::ContextFull {
-            eprintln!("note: the context of {} tokens is full; -c gives a larger one", session.n_ctx());
+            note(&format!("the context of {} tokens is full; -c gives a larger one", session.n_ctx()));
         }
-        report.print();
+        if !args.quiet && !args.no_show_timings {
+            say(&report.table());
+        }
     }
     match answer.finish {
         Finish::Cancelled if cancel.is_cancelled() => Err(Error::new(ErrorKind::Cancelled, "stopped")),
@@ -291,7 +291,45 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-fn load(args: &Args, progress: &Progress) -> Result<Engine> {
+/// Standard output: the answer as it comes, and what went wrong with it.
+struct Output {
+    stdout: StdoutLock<'static>,
+    begun: bool,
+    is_terminal: bool,
+    error: Option<std::io::Error>,
+}
+
+impl Output {
+    fn new() -> Output {
+        let stdout = std::io::stdout();
+        Output { is_terminal: stdout.is_terminal(), stdout: stdout.lock(), begun: false, error: None }
+    }
+
+    /// Writes a piece of the answer. A terminal is not to obey what a model says.
+    fn write(&mut self, text: &str) -> ControlFlow<()> {
+        // The space that SentencePiece puts in front of an answer is no part of it.
+        let text = if self.begun { text } else { text.trim_start() };
+        self.begun |= !text.is_empty();
+        if self.is_terminal { self.write_raw(&printable(text)) } else { self.write_raw(text) }
+    }
+
+    fn write_raw(&mut self, text: &str) -> ControlFlow<()> {
+        if self.error.is_none() {
+            self.error = self.stdout.write_all(text.as_bytes()).and_then(|()| self.stdout.flush()).err();
+        }
+        if self.error.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// A reader that has seen enough is no failure; a full disk is.
+    fn finish(self) -> Result<()> {
+        match self.error {
+            Some(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("standard output", &error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn load(args: &Args, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine> {
     let chat_template = match &args.chat_template_file {
         Some(path) => Some(read_text(path)?),
         None => args.chat_template.clone(),
@@ -306,24 +344,23 @@ fn load(args: &Args, progress: &Progress) -> Result<Engine> {
         if let Some(mmproj) = &args.mmproj {
             bail!(Usage, "--mmproj {} needs the text model it belongs to: give one with -m", mmproj.display());
         }
-        if !args.quiet {
-            eprintln!("note: no -m given: the built-in model answers, which knows only simple synthetic scenes");
-        }
+        note("no -m given: the built-in model answers, which knows only simple synthetic scenes");
         return Engine::built_in(&options);
     };
-    progress.message("loading");
     let found;
     let mmproj = match &args.mmproj {
+        _ if args.no_mmproj => None,
         Some(path) => Some(path.as_path()),
-        None if args.no_mmproj || args.image.is_empty() => None,
+        None if args.image.is_empty() => None,
         None => {
             found = find_mmproj(model)?;
-            if let (Some(path), false) = (&found, args.quiet) {
-                eprintln!("note: using {}", path.display());
+            if let Some(path) = &found {
+                note(&format!("using {}", path.display()));
             }
             found.as_deref()
         }
     };
+    progress.message("loading");
     Engine::load(model, mmproj, &options)
 }
 
@@ -332,15 +369,6 @@ fn kv_pair(args: &Args) -> Result<KvType> {
         bail!(Usage, "-ctk and -ctv: keys and values must be of one type for now");
     }
     Ok(args.cache_type_k)
-}
-
-fn read_text(path: &Path) -> Result<String> {
-    if path.as_os_str() == "-" {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map_err(|e| Error::io("standard input", &e))?;
-        return Ok(text);
-    }
-    std::fs::read_to_string(path).map_err(|e| Error::io(path, &e))
 }
 
 /// The prompt of -p, of -f, or of a pipe.
@@ -358,7 +386,12 @@ fn prompt_text(args: &Args) -> Result<String> {
         }
         (None, None) => read_text(Path::new("-"))?,
     };
-    match text.trim_end_matches(['\n', '\r']) {
+    // The end of a file's last line is no part of the prompt.
+    let text = match &args.prompt {
+        Some(_) => text.as_str(),
+        None => text.strip_suffix('\n').map_or(text.as_str(), |text| text.strip_suffix('\r').unwrap_or(text)),
+    };
+    match text {
         "" => bail!(Usage, "the prompt is empty"),
         text => Ok(text.to_owned()),
     }
@@ -374,15 +407,22 @@ fn system_prompt(args: &Args) -> Result<Option<String>> {
 }
 
 /// The single sources of `--image a,b --image c`; a data: URL has a comma of its own, and so may an existing file.
-fn image_sources(given: &[String]) -> Vec<String> {
+fn image_sources(given: &[String]) -> Result<Vec<String>> {
     let whole = |source: &&String| source.starts_with("data:") || !source.contains(',') || Path::new(source).exists();
-    given
+    let sources: Vec<String> = given
         .iter()
         .flat_map(|source| match whole(&source) {
             true => vec![source.clone()],
             false => source.split(',').filter(|s| !s.is_empty()).map(str::to_owned).collect(),
         })
-        .collect()
+        .collect();
+    if sources.iter().filter(|source| *source == "-").count() > 1 {
+        bail!(Usage, "--image -: standard input holds one picture only");
+    }
+    if let Some(url) = sources.iter().find(|source| source.starts_with("http://") || source.starts_with("https://")) {
+        bail!(Usage, "--image {url}: mmq downloads nothing: save the picture first, or pipe it into --image -");
+    }
+    Ok(sources)
 }
 
 /// Puts [`IMAGE_MARKER`]s for `n` pictures where the prompt asks for them, or in front.
@@ -412,7 +452,10 @@ mod tests {
 
     #[test]
     fn image_lists() {
-        let sources = image_sources(&["a.png,b.png".into(), "data:image/png;base64,AA".into()]);
+        let sources = image_sources(&["a.png,b.png".into(), "data:image/png;base64,AA".into()]).unwrap();
         assert_eq!(sources, ["a.png", "b.png", "data:image/png;base64,AA"]);
+        for twice in ["-,-", "https://example.com/a.png"] {
+            assert_eq!(image_sources(&[twice.into()]).unwrap_err().kind(), ErrorKind::Usage);
+        }
     }
 }

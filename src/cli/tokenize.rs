@@ -1,10 +1,11 @@
 //! `mmq tokenize`: the tokens of a text, as `llama-tokenize` prints them.
 
+use super::read_text;
 use crate::gguf::Gguf;
 use crate::text::Tokenizer;
-use crate::{Error, ErrorKind, Result, bail};
-use std::io::{ErrorKind as IoKind, Read, Write};
-use std::path::PathBuf;
+use crate::{Error, Result, bail};
+use std::io::{ErrorKind as IoKind, Write};
+use std::path::{Path, PathBuf};
 
 /// Show the tokens of a text.
 #[derive(clap::Args)]
@@ -54,21 +55,12 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn text(args: &Args) -> Result<String> {
-    let (name, bytes) = if let Some(prompt) = &args.prompt {
-        return Ok(prompt.clone());
-    } else if args.stdin || args.file.as_ref().is_some_and(|f| f.as_os_str() == "-") {
-        let mut bytes = Vec::new();
-        std::io::stdin().read_to_end(&mut bytes).map_err(|e| Error::io("standard input", &e))?;
-        ("standard input".to_owned(), bytes)
-    } else if let Some(file) = &args.file {
-        (file.display().to_string(), std::fs::read(file).map_err(|e| Error::io(file, &e))?)
-    } else {
-        bail!(Usage, "give a text: --prompt TEXT, --file FILE or --stdin");
-    };
-    String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        Error::new(ErrorKind::Format, format!("{name}: expected UTF-8, got an invalid byte at offset {at}"))
-    })
+    match (&args.prompt, &args.file) {
+        (Some(prompt), _) => Ok(prompt.clone()),
+        (None, Some(file)) => read_text(file),
+        (None, None) if args.stdin => read_text(Path::new("-")),
+        (None, None) => bail!(Usage, "give a text: --prompt TEXT, --file FILE or --stdin"),
+    }
 }
 
 fn write(args: &Args, tokenizer: &Tokenizer, tokens: &[u32], out: impl Write) -> std::io::Result<()> {

@@ -71,13 +71,14 @@ fn per_second(n: usize, time: Duration) -> f64 {
 }
 
 impl Report {
-    /// The table on standard error.
-    pub fn print(&self) {
-        eprintln!();
-        eprintln!("{:<14}{:>12} {:>8} {:>12}", "phase", "ms", "tokens", "tokens/s");
-        let row = |name: &str, time: Duration, n: Option<usize>| match n {
-            Some(n) => eprintln!("{name:<14}{:>12.2} {n:>8} {:>12.2}", ms(time), per_second(n, time)),
-            None => eprintln!("{name:<14}{:>12.2}", ms(time)),
+    /// The table of phases.
+    pub fn table(&self) -> String {
+        let mut table = format!("\n{:<14}{:>12} {:>8} {:>12}", "phase", "ms", "tokens", "tokens/s");
+        let mut row = |name: &str, time: Duration, n: Option<usize>| {
+            table += &match n {
+                Some(n) => format!("\n{name:<14}{:>12.2} {n:>8} {:>12.2}", ms(time), per_second(n, time)),
+                None => format!("\n{name:<14}{:>12.2}", ms(time)),
+            };
         };
         row("load", self.load, None);
         if self.n_image > 0 {
@@ -89,6 +90,7 @@ impl Report {
         if let Some(time) = self.first_token {
             row("first token", time, None);
         }
+        table
     }
 
     /// Everything as one object; `text` is the answer.
