@@ -555,6 +555,7 @@ fn help_and_version() {
         assert!(help.contains(word), "{word}: {help}");
     }
     assert!(ran(mmq(["--version"])).answer().starts_with("mmq "));
+    assert!(ran(mmq(["-m", "x", "-p", "hi"])).error(2).contains("mmq run -m"));
     let bare = ran(mmq(std::iter::empty::<&str>()));
     assert_eq!(bare.code, Some(2));
     assert!(bare.stderr.contains("Usage: mmq") && bare.stderr.contains("run"), "{}", bare.stderr);

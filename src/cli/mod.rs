@@ -6,7 +6,7 @@ mod run;
 mod tokenize;
 mod verify;
 
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, bail};
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -49,7 +49,11 @@ pub fn main() -> ExitCode {
 
 /// The arguments as clap reads them; those of `mmq run` may be llama.cpp's.
 fn spell_out(command: &clap::Command, arguments: Vec<OsString>) -> Result<arguments::Spelled> {
-    if arguments.get(1).is_none_or(|name| name != "run") {
+    let first = arguments.get(1).and_then(|first| first.to_str()).unwrap_or_default();
+    if first.starts_with('-') && !["-h", "--help", "-V", "--version"].contains(&first) {
+        bail!(Usage, "{first} without a command: `mmq run {first} …`, or `mmq --help`");
+    }
+    if first != "run" {
         return Ok(arguments::Spelled { arguments, notes: Vec::new() });
     }
     let run = command.find_subcommand("run").expect("it is a subcommand");

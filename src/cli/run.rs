@@ -194,7 +194,7 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     };
     ctrlc::set_handler(handler).map_err(|e| Error::new(ErrorKind::Io, format!("Ctrl-C cannot be caught: {e}")))?;
 
-    let progress = Progress::new(!args.quiet && !args.json);
+    let progress = Progress::new(!args.quiet);
     let mut report = Report::default();
     let note = |text: &str| {
         if !args.quiet {
@@ -230,7 +230,8 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         let image = media::load(&source, &decode)?;
         report.image_decode += start.elapsed();
         let start = Instant::now();
-        let mut show = |done: f32| progress.set("encoding picture", done);
+        progress.start("encoding picture");
+        let mut show = |done: f32| progress.set(done);
         let encoded = engine.encode_image(&image, Some(&cancel), Some(&mut show))?;
         report.encode += start.elapsed();
         report.n_image += encoded.n_tokens();
@@ -250,7 +251,8 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     drop(images);
 
     let start = Instant::now();
-    let mut show = |done: f32| progress.set("reading prompt", done);
+    progress.start("reading prompt");
+    let mut show = |done: f32| progress.set(done);
     report.n_prompt = session.sync(&prompt, Some(&mut show))?;
     report.prefill = start.elapsed();
     progress.finish();

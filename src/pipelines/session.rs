@@ -192,11 +192,13 @@ impl Session {
             let end = (start + self.n_ubatch).min(slots.len());
             let mut x = self.embed(prompt, start, end);
             let which = if end == slots.len() { Logits::Last } else { Logits::None };
-            self.forward(&mut x, which, None)?;
+            let mut report = |done: f32| {
+                if let Some(progress) = &mut progress {
+                    progress(((start - common) as f32 + done * (end - start) as f32) / total as f32);
+                }
+            };
+            self.forward(&mut x, which, None, Some(&mut report))?;
             self.timeline.extend_from_slice(&slots[start..end]);
-            if let Some(progress) = &mut progress {
-                progress((end - common) as f32 / total as f32);
-            }
         }
         self.sampler.reset();
         for slot in &slots {
@@ -211,7 +213,7 @@ impl Session {
     pub(crate) fn sync_traced(&mut self, prompt: &Prompt, trace: &mut Trace) -> Result<()> {
         self.cache.truncate(0);
         let mut x = self.embed(prompt, 0, prompt.n_tokens());
-        self.forward(&mut x, Logits::All, Some(trace))
+        self.forward(&mut x, Logits::All, Some(trace), None)
     }
 
     /// Embeddings of positions `start..end` of a prompt: `[end - start, n_embd]`.
@@ -234,10 +236,17 @@ impl Session {
         x
     }
 
-    fn forward(&mut self, x: &mut [f32], which: Logits, trace: Option<&mut Trace>) -> Result<()> {
+    fn forward<'a>(
+        &'a mut self,
+        x: &mut [f32],
+        which: Logits,
+        trace: Option<&'a mut Trace>,
+        progress: Option<&'a mut dyn FnMut(f32)>,
+    ) -> Result<()> {
         let mut cx = Cx::new(&self.engine.device, &mut self.activations);
         cx.cancel = Some(self.cancel.flag());
         cx.trace = trace;
+        cx.progress = progress;
         self.engine.text.forward(&mut cx, x, &mut self.cache, which, &mut self.logits)
     }
 
@@ -256,7 +265,7 @@ impl Session {
             }
             let mut x = Vec::new();
             self.engine.text.embed(&[token], &mut x);
-            self.forward(&mut x, Logits::Last, None)?;
+            self.forward(&mut x, Logits::Last, None, None)?;
             self.timeline.push(Slot::Token(token));
             self.pending = None;
         }

@@ -2,40 +2,56 @@
 
 use crate::pipelines::{Answer, Engine, Finish, Session};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-/// A bar on standard error for what takes over a second; nothing where nobody watches.
+/// A bar on standard error, one after the other for what takes time; nothing where nobody watches.
 pub struct Progress {
-    bar: ProgressBar,
+    shown: bool,
+    bar: RefCell<ProgressBar>,
 }
 
 impl Progress {
-    /// A bar that is shown if `wanted` and standard error is a terminal.
+    /// Bars that are shown if `wanted` and standard error is a terminal.
     pub fn new(wanted: bool) -> Progress {
-        let bar = ProgressBar::new(1000)
-            .with_style(ProgressStyle::with_template("{msg} [{bar:30}] {percent}%").expect("the template is valid"));
         let shown = wanted && std::io::stderr().is_terminal();
-        bar.set_draw_target(if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() });
-        Progress { bar }
+        Progress { shown, bar: RefCell::new(ProgressBar::hidden()) }
     }
 
-    /// Says what is being done.
+    /// Says what begins, of which nobody knows how long it takes.
     pub fn message(&self, what: &'static str) {
-        self.bar.set_message(what);
-        self.bar.tick();
+        self.begin(what, "{msg} …");
     }
 
-    /// Says what is being done and how much of it is.
-    pub fn set(&self, what: &'static str, done: f32) {
-        self.bar.set_message(what);
-        self.bar.set_position((done * 1000.0) as u64);
+    /// Says what begins; [`Progress::set`] tells how much of it is done.
+    pub fn start(&self, what: &'static str) {
+        self.begin(what, "{msg} [{bar:30}] {percent}%");
+    }
+
+    fn begin(&self, what: &'static str, template: &str) {
+        self.finish();
+        let target = if self.shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let style = ProgressStyle::with_template(template).expect("the template is valid");
+        let bar = ProgressBar::with_draw_target(Some(1000), target).with_style(style).with_message(what);
+        bar.tick();
+        self.bar.replace(bar);
+    }
+
+    /// Says how much is done, from 0 to 1.
+    pub fn set(&self, done: f32) {
+        self.bar.borrow().set_position((done * 1000.0) as u64);
     }
 
     /// Takes the bar away.
     pub fn finish(&self) {
-        self.bar.finish_and_clear();
-        self.bar.reset();
+        self.bar.borrow().finish_and_clear();
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.finish();
     }
 }
 
