@@ -140,13 +140,13 @@ fn pictures_fill_their_places() -> Result<()> {
     let a = logits("a<__media__>b<__media__>c", &[first.clone(), second.clone()])?;
     let b = logits("a<__media__>b<__media__>c", &[second.clone(), first.clone()])?;
     assert_ne!(a, b);
-    let error = engine.prompt("no place", &[first.clone()]).unwrap_err();
+    let error = engine.prompt("no place", std::slice::from_ref(&first)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Mismatch);
 
     // The second question about a picture does not run the picture again.
     let mut session = session(&engine, &SessionOptions { n_ctx: 256, ..options() });
-    session.sync(&engine.prompt("<__media__>b", &[first.clone()])?, None)?;
-    let n = session.sync(&engine.prompt("<__media__>c", &[first.clone()])?, None)?;
+    session.sync(&engine.prompt("<__media__>b", std::slice::from_ref(&first))?, None)?;
+    let n = session.sync(&engine.prompt("<__media__>c", std::slice::from_ref(&first))?, None)?;
     assert!(n <= 2, "{n} tokens ran again");
     let n = session.sync(&engine.prompt("<__media__>c", &[second])?, None)?;
     assert!(n > first.n_tokens(), "{n} tokens ran for another picture");

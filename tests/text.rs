@@ -1,5 +1,5 @@
 //! Tokenizers against llama.cpp: small vocabularies cut from real models (`tests/fixtures/vocab-*.gguf`) with the ids
-//! that llama.cpp gave, and, with `MMQ_VOCABS=DIR`, every `*.gguf` with `.inp` and `.out` beside it in `DIR`.
+//! that llama.cpp gave, and, with `MMQ_VOCABS=DIR` and `--ignored`, every `*.gguf` with `.inp` and `.out` beside it in `DIR`.
 
 use mmq::gguf::Gguf;
 use mmq::text::{ChatTemplate, Sampler, SamplerKind, SamplerParams, StreamDecoder, Tokenizer};
@@ -70,8 +70,9 @@ fn bpe_as_llama_cpp() {
 }
 
 #[test]
+#[ignore = "needs MMQ_VOCABS=DIR, a folder of whole vocabularies"]
 fn large_vocabularies() {
-    let Some(dir) = std::env::var_os("MMQ_VOCABS") else { return };
+    let dir = std::env::var_os("MMQ_VOCABS").expect("MMQ_VOCABS names a folder");
     let mut paths: Vec<PathBuf> = std::fs::read_dir(&dir)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -231,4 +232,21 @@ mod cli {
         assert_eq!(output.status.code(), Some(1));
         assert!(String::from_utf8_lossy(&output.stderr).contains("no-such-file"));
     }
+}
+
+#[test]
+fn a_llava_pair_gets_its_authors_template_even_beside_another() {
+    use mmq::gguf::{Metadata, Value};
+    let metadata = |file: &str, pairs: &[(&str, Value)]| {
+        Metadata::new(file, pairs.iter().map(|(key, value)| (key.to_string(), value.clone())).collect()).unwrap()
+    };
+    let jinja = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}";
+    let with_template = [("tokenizer.chat_template", Value::from(jinja))];
+    let mmproj = metadata("mmproj-model-f16.gguf", &[("clip.projector_type", Value::from("mlp"))]);
+    let name = |text: &Metadata, mmproj| ChatTemplate::pick(text, mmproj).unwrap().name().to_owned();
+    let mistral = metadata("llava-v1.6-mistral-7b.Q4_K_M.gguf", &with_template);
+    assert_eq!(name(&mistral, Some(&mmproj)), "mistral_instruct");
+    assert_eq!(name(&mistral, None), "jinja");
+    assert_eq!(name(&metadata("nano.gguf", &with_template), Some(&mmproj)), "jinja");
+    assert_eq!(name(&metadata("ggml-model-q4_k.gguf", &[]), Some(&mmproj)), "vicuna_v1");
 }

@@ -119,9 +119,11 @@ pub fn attention_with(
     out: &mut [f32],
 ) {
     assert!(a.n_head_kv > 0 && a.n_head.is_multiple_of(a.n_head_kv) && a.head_dim > 0, "{a:?}");
-    let n_tokens = q.len() / (a.n_head * a.head_dim);
-    assert_eq!((q.len(), out.len()), (n_tokens * a.n_head * a.head_dim, q.len()), "{a:?}");
-    assert_eq!((k.len(), v.len()), (n_kv * a.n_head_kv * a.head_dim, k.len()), "{a:?}, {n_kv} keys");
+    let width = a.n_head.checked_mul(a.head_dim).expect("a row fits in memory");
+    let n_tokens = q.len() / width;
+    assert_eq!((q.len(), out.len()), (n_tokens * width, q.len()), "{a:?}");
+    let n_stored = n_kv.checked_mul(a.n_head_kv * a.head_dim);
+    assert_eq!((Some(k.len()), v.len()), (n_stored, k.len()), "{a:?}, {n_kv} keys");
     if n_tokens == 0 {
         return;
     }

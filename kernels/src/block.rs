@@ -213,7 +213,7 @@ blocks! {
     Q4_0 {
         /// Scale.
         d: Half,
-        /// Byte i: lo = q[i], hi = q[16 + i].
+        /// Byte i: lo = `q[i]`, hi = q[16 + i].
         qs: [u8; 16],
     }
     /// 32 weights `d · q + m`, q of 4 bits.
@@ -229,7 +229,7 @@ blocks! {
     Q5_0 {
         /// Scale.
         d: Half,
-        /// Bit i of the little-endian word: bit 4 of q[i].
+        /// Bit i of the little-endian word: bit 4 of `q[i]`.
         qh: [u8; 4],
         /// Bits 0 to 3, as in [`Q4_0`].
         qs: [u8; 16],
@@ -249,7 +249,7 @@ blocks! {
     Q8_0 {
         /// Scale.
         d: Half,
-        /// Byte i: q[i] as `i8`.
+        /// Byte i: `q[i]` as `i8`.
         qs: [u8; 32],
     }
     /// 256 weights in groups of 16, `d · s · q − dmin · m`, q of 2 bits.
@@ -269,7 +269,7 @@ blocks! {
         hmask: [u8; 32],
         /// Bits 0 and 1, as in [`Q2_K`].
         qs: [u8; 64],
-        /// Bits 0 to 3 of s: byte i < 8 has lo = s[i], hi = s[8 + i].
+        /// Bits 0 to 3 of s: byte i < 8 has lo = `s[i]`, hi = s[8 + i].
         /// Bits 4 and 5: byte 8 + i, bits 2j and 2j + 1: s[4 j + i].
         scales: [u8; 12],
         /// Factor of the scales.
@@ -281,7 +281,7 @@ blocks! {
         d: Half,
         /// Factor of the mins.
         dmin: Half,
-        /// For i < 4: byte i has s[i] in bits 0 to 5, byte 4 + i has m[i] there; byte 8 + i has lo = bits 0 to 3 of
+        /// For i < 4: byte i has `s[i]` in bits 0 to 5, byte 4 + i has `m[i]` there; byte 8 + i has lo = bits 0 to 3 of
         /// s[4 + i], hi = bits 0 to 3 of m[4 + i], whose bits 4 and 5 are bits 6 and 7 of byte i and of byte 4 + i.
         scales: [u8; 12],
         /// For j < 4, byte 32 j + i: lo = q[64 j + i], hi = q[64 j + 32 + i].
@@ -322,7 +322,7 @@ blocks! {
     IQ4_XS {
         /// Factor of the scales.
         d: Half,
-        /// Bits 2g and 2g + 1 of the little-endian word: bits 4 and 5 of s[g].
+        /// Bits 2g and 2g + 1 of the little-endian word: bits 4 and 5 of `s[g]`.
         scales_h: [u8; 2],
         /// Bits 0 to 3. Byte i: lo = s[2 i], hi = s[2 i + 1].
         scales_l: [u8; 4],

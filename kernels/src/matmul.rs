@@ -8,9 +8,9 @@
 //! multiplies them with all the tokens, and goes on to the next columns: the weights are read and unpacked once a call.
 
 use crate::panel::{Columns, FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel};
+use crate::team::Disjoint;
 use crate::{Dtype, Kernels, Team, kernels};
 use std::cell::RefCell;
-use std::marker::PhantomData;
 use std::ops::Range;
 
 /// A row-major matrix of stored weights.
@@ -53,16 +53,15 @@ impl Activations {
             self.scale.resize(n / 32, 0.0);
             self.sum16.resize(n / 16, 0.0);
             self.sum32.resize(n / 32, 0.0);
-            let q = Shared::new(&mut self.q);
-            let scale = Shared::new(&mut self.scale);
-            let sum16 = Shared::new(&mut self.sum16);
-            let sum32 = Shared::new(&mut self.sum32);
+            let q = Disjoint::new(&mut self.q);
+            let scale = Disjoint::new(&mut self.scale);
+            let sum16 = Disjoint::new(&mut self.sum16);
+            let sum32 = Disjoint::new(&mut self.sum32);
             let part = |blocks: Range<usize>| {
                 let times = |n: usize| blocks.start * n..blocks.end * n;
                 // SAFETY: the ranges of blocks do not overlap, so neither do these multiples of them.
-                let (q, scale, sum16, sum32) = unsafe {
-                    (q.range(times(32)), scale.range(times(1)), sum16.range(times(2)), sum32.range(times(1)))
-                };
+                let (q, scale, sum16, sum32) =
+                    unsafe { (q.get(times(32)), scale.get(times(1)), sum16.get(times(2)), sum32.get(times(1))) };
                 (kernels.quantize)(&x[times(32)], q, scale, sum16, sum32);
             };
             // A few thousand values are done before another thread has woken up.
@@ -74,31 +73,6 @@ impl Activations {
             self.source = Some(source);
         }
         Columns { n_cols, q: &self.q, scale: &self.scale, sum16: &self.sum16, sum32: &self.sum32 }
-    }
-}
-
-/// A slice whose parts are written by several threads.
-struct Shared<'a, T> {
-    start: *mut T,
-    len: usize,
-    slice: PhantomData<&'a mut [T]>,
-}
-
-// SAFETY: it stands for a `&mut [T]`, whose parts may go to other threads when `T` may; the way to them is unsafe.
-unsafe impl<T: Send> Sync for Shared<'_, T> {}
-
-impl<'a, T> Shared<'a, T> {
-    fn new(slice: &'a mut [T]) -> Shared<'a, T> {
-        Shared { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
-    }
-
-    /// # Safety
-    /// No two ranges in use at the same time overlap.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn range(&self, range: Range<usize>) -> &mut [T] {
-        assert!(range.start <= range.end && range.end <= self.len);
-        // SAFETY: the range lies in the slice, and no other part of it that is in use overlaps, as the caller promises.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
 }
 
@@ -125,7 +99,7 @@ pub fn matmul(team: &Team, w: Weights<'_>, x: &[f32], act: &mut Activations, out
 pub fn matmul_with(k: &Kernels, team: &Team, w: Weights<'_>, x: &[f32], act: &mut Activations, out: &mut [f32]) {
     assert!(w.dtype.is_runnable(), "no kernels for {}", w.dtype);
     let row_bytes = w.dtype.row_bytes(w.n_cols).expect("weights hold whole blocks");
-    assert_eq!(w.data.len(), w.n_rows * row_bytes);
+    assert_eq!(Some(w.data.len()), w.n_rows.checked_mul(row_bytes));
     if w.n_rows == 0 || w.n_cols == 0 || x.is_empty() {
         return out.fill(0.0);
     }
@@ -136,7 +110,7 @@ pub fn matmul_with(k: &Kernels, team: &Team, w: Weights<'_>, x: &[f32], act: &mu
     let columns = (form != Form::Float).then(|| act.columns(k, team, x, w.n_cols));
     let step = if columns.is_some() { PANEL_COLS } else { FLOAT_COLS };
     let (weights, size) = w.dtype.block();
-    let out = Shared::new(out);
+    let out = Disjoint::new(out);
     team.split(w.n_rows, PANEL_ROWS, &|rows| {
         // Columns `first..` of the panel from `row` on. A panel that is not full repeats its last row; those sums are dropped.
         let part = |row: usize, first: usize| -> [&[u8]; PANEL_ROWS] {
@@ -167,7 +141,7 @@ pub fn matmul_with(k: &Kernels, team: &Team, w: Weights<'_>, x: &[f32], act: &mu
                 for (t, sums) in sums.iter().enumerate() {
                     let at = t * w.n_rows + first_row;
                     // SAFETY: the threads' ranges of rows do not overlap.
-                    unsafe { out.range(at..at + n) }.copy_from_slice(&sums[..n]);
+                    unsafe { out.get(at..at + n) }.copy_from_slice(&sums[..n]);
                 }
             }
         });

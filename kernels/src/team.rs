@@ -66,7 +66,12 @@ impl Shared {
         let result = catch_unwind(AssertUnwindSafe(|| (index..n_parts).step_by(n_threads).for_each(f)));
         INSIDE.set(outer);
         if let Err(payload) = result {
-            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
+            let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
+            match *first {
+                None => *first = Some(payload),
+                // Dropping it might panic, and nothing may unwind from here while other threads run.
+                Some(_) => std::mem::forget(payload),
+            }
         }
     }
 

@@ -78,10 +78,12 @@ impl Config {
             bail!(Unsupported, "{}: keys of {head_dim} beside values of {n} cannot be run", gguf.name());
         }
         let eps = meta.f32("llama.attention.layer_norm_rms_epsilon")?;
-        let vocab = Loader { gguf }.info("token_embd.weight")?.shape[0];
+        let &[n_vocab, _] = Loader { gguf }.info("token_embd.weight")?.shape.as_slice() else {
+            bail!(Format, "{}: tensor \"token_embd.weight\": expected [n_vocab, {n_embd}]", gguf.name());
+        };
         Ok(Config {
             n_layer: size("block_count")?,
-            n_vocab: vocab,
+            n_vocab,
             n_ctx_train: size("context_length")?,
             layer: Shape {
                 n_embd,

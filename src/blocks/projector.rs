@@ -38,15 +38,14 @@ impl Mlp {
                 steps.push(Step::Gelu);
                 continue;
             };
-            if info.shape.len() == 1 {
+            if let &[n, _, ..] = info.shape.as_slice() {
+                let weight = loader.weight(&weight, n, n_out)?;
+                n_out = n;
+                steps.push(Step::Linear(Linear { weight, bias: loader.optional_vector(&bias, n)? }));
+            } else {
                 let norm =
                     LayerNorm { weight: loader.vector(&weight, n_out)?, bias: loader.vector(&bias, n_out)?, eps };
                 steps.push(Step::LayerNorm(norm));
-            } else {
-                let (n, n_in) = (info.shape[0], n_out);
-                let weight = loader.weight(&weight, n, n_in)?;
-                n_out = n;
-                steps.push(Step::Linear(Linear { weight, bias: loader.optional_vector(&bias, n)? }));
             }
         }
         Ok(Mlp { steps, n_out })

@@ -65,8 +65,11 @@ impl Loader<'_> {
     /// A matrix `[n_rows, n_cols]`. A tensor of more dimensions is taken as a matrix of its outermost dimension.
     pub fn weight(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
         let info = self.info(name)?;
-        let cols: usize = info.shape.iter().skip(1).product();
-        let (rows, cols) = if info.shape.len() < 2 { (1, info.shape[0]) } else { (info.shape[0], cols) };
+        let (rows, cols) = match info.shape.as_slice() {
+            [] => (1, 1),
+            [cols] => (1, *cols),
+            [rows, cols @ ..] => (*rows, cols.iter().product()),
+        };
         if (rows, cols) != (n_rows, n_cols) {
             bail!(
                 Format,

@@ -100,9 +100,18 @@ impl ChatTemplate {
         builtin::names()
     }
 
-    /// The template that fits the files: `tokenizer.chat_template`, or for a LLaVA pair the one that its authors used,
-    /// or one whose control tokens the vocabulary has, or `plain`, which only joins the messages.
+    /// The template that fits the files: for a pair known as one of LLaVA's what its authors used, whose `\n` after the
+    /// picture the text model's own template does not have; else `tokenizer.chat_template`; else one whose control tokens
+    /// the vocabulary has, or `plain`, which only joins the messages.
     pub fn pick(text: &Metadata, mmproj: Option<&Metadata>) -> Result<ChatTemplate> {
+        let llava = match mmproj {
+            Some(mmproj) => is_llava(mmproj)?,
+            None => false,
+        };
+        let names = [Some(text), mmproj].into_iter().flatten().map(known_as).collect::<Vec<_>>().join(" ");
+        if let Some(name) = llava_template(&names).filter(|_| llava && names.contains("llava")) {
+            return ChatTemplate::new(name);
+        }
         if let Some(template) = text.str("tokenizer.chat_template")?.filter(|t| !t.trim().is_empty()) {
             return ChatTemplate::new(template)
                 .map_err(|e| e.context(format!("{}: tokenizer.chat_template", text.file())));
@@ -110,12 +119,7 @@ impl ChatTemplate {
         let has = |token: &str| -> Result<bool> {
             Ok(text.strings("tokenizer.ggml.tokens")?.is_some_and(|tokens| tokens.iter().any(|t| t == token)))
         };
-        let llava = match mmproj {
-            Some(mmproj) => is_llava(mmproj)?,
-            None => false,
-        };
         let name = if llava {
-            let names = [Some(text), mmproj].into_iter().flatten().map(known_as).collect::<Vec<_>>().join(" ");
             match llava_template(&names) {
                 Some(name) => name,
                 None if has("<|start_header_id|>")? => "llama3",
