@@ -60,9 +60,8 @@ impl Activations {
             let part = |blocks: Range<usize>| {
                 let times = |n: usize| blocks.start * n..blocks.end * n;
                 // SAFETY: the ranges of blocks do not overlap, so neither do these multiples of them.
-                let (q, scale, sum16, sum32) = unsafe {
-                    (q.get(times(32)), scale.get(times(1)), sum16.get(times(2)), sum32.get(times(1)))
-                };
+                let (q, scale, sum16, sum32) =
+                    unsafe { (q.get(times(32)), scale.get(times(1)), sum16.get(times(2)), sum32.get(times(1))) };
                 (kernels.quantize)(&x[times(32)], q, scale, sum16, sum32);
             };
             // A few thousand values are done before another thread has woken up.
