@@ -6,7 +6,8 @@ use std::process::Command;
 fn ask(question: &str) -> String {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano/sample.png");
     let mut mmq = Command::new(env!("CARGO_BIN_EXE_mmq"));
-    let output = mmq.args(["run", "-q", "--temp", "0", "-n", "64", "-p", question, "--image"]).arg(sample).output().unwrap();
+    let output =
+        mmq.args(["run", "-q", "--temp", "0", "-n", "64", "-p", question, "--image"]).arg(sample).output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }

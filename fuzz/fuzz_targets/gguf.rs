@@ -1,8 +1,11 @@
-//! Any bytes as a GGUF file: read or refused, never a panic; what is read can be used and written.
+//! Any bytes as a GGUF file: read or refused, never a panic; what is read can be used and written, and a tokenizer or
+//! model in it is loaded or refused.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use mmq::architectures;
 use mmq::gguf::{Gguf, Writer};
+use mmq::text::Tokenizer;
 
 fuzz_target!(|data: &[u8]| {
     let gguf = match Gguf::from_owner("fuzz", data.to_vec()) {
@@ -13,6 +16,12 @@ fuzz_target!(|data: &[u8]| {
     for (key, _) in m.iter() {
         let _ = (m.usize(key), m.f32(key), m.bool(key), m.str(key), m.strings(key), m.f32s(key), m.i64s(key), m.bools(key));
     }
+    if let Ok(tokenizer) = Tokenizer::from_gguf(m) {
+        for text in ["", "Hello, wörld <s>\n 12"] {
+            let _ = tokenizer.decode(&tokenizer.encode(text, true, true), true);
+        }
+    }
+    let _ = architectures::check(&gguf);
     let mut writer = Writer::like(&gguf);
     for t in gguf.tensors() {
         assert_eq!(gguf.bytes(t).len(), t.n_bytes);

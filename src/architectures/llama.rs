@@ -39,6 +39,10 @@ pub const ARCH: Architecture = Architecture {
     load: |gguf| Ok(Model::Text(Box::new(Llama::load(gguf)?))),
 };
 
+/// Widest row of activations: several times that of any model there is. A row takes memory for each token of a batch,
+/// whatever the size of the file.
+const MAX_WIDTH: usize = 1 << 18;
+
 /// The sizes of a model.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
@@ -53,11 +57,11 @@ impl Config {
     /// Reads and checks `llama.*`.
     pub fn load(gguf: &Gguf) -> Result<Config> {
         let meta = gguf.metadata();
-        let size = |key: &str| -> Result<usize> {
+        let size = |key: &str, most: usize| -> Result<usize> {
             let key = format!("llama.{key}");
             let n = meta.require(&key, meta.usize(&key))?;
-            if n == 0 || n > 1 << 24 {
-                bail!(Format, "{}: {key}: {n} is no sensible size", gguf.name());
+            if n == 0 || n > most {
+                bail!(Format, "{}: {key}: {n} is no sensible size (1 to {most})", gguf.name());
             }
             Ok(n)
         };
@@ -65,34 +69,30 @@ impl Config {
         if let Some(n) = optional("expert_count")?.filter(|n| *n > 0) {
             bail!(Unsupported, "{}: a mixture of {n} experts cannot be run yet", gguf.name());
         }
-        let (n_embd, n_head) = (size("embedding_length")?, size("attention.head_count")?);
+        let (n_embd, n_head) = (size("embedding_length", MAX_WIDTH)?, size("attention.head_count", MAX_WIDTH)?);
         let n_head_kv = optional("attention.head_count_kv")?.unwrap_or(n_head);
         let head_dim = optional("attention.key_length")?.unwrap_or(n_embd / n_head);
         if n_head_kv == 0 || !n_head.is_multiple_of(n_head_kv) {
             bail!(Format, "{}: {n_head} heads cannot share {n_head_kv} key and value heads", gguf.name());
         }
-        if head_dim == 0 || head_dim > 4096 {
-            bail!(Format, "{}: llama.attention.key_length: heads of {head_dim}", gguf.name());
+        if head_dim == 0 || head_dim > MAX_WIDTH / n_head {
+            bail!(Format, "{}: llama.attention.key_length: {n_head} heads of {head_dim}", gguf.name());
         }
         if let Some(n) = optional("attention.value_length")?.filter(|n| *n != head_dim) {
             bail!(Unsupported, "{}: keys of {head_dim} beside values of {n} cannot be run", gguf.name());
         }
-        let eps = meta.f32("llama.attention.layer_norm_rms_epsilon")?;
+        let eps = meta.f32("llama.attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5);
+        if !(eps >= 0.0 && eps.is_finite()) {
+            bail!(Format, "{}: llama.attention.layer_norm_rms_epsilon: {eps} is no epsilon", gguf.name());
+        }
         let &[n_vocab, _] = Loader { gguf }.info("token_embd.weight")?.shape.as_slice() else {
             bail!(Format, "{}: tensor \"token_embd.weight\": expected [n_vocab, {n_embd}]", gguf.name());
         };
         Ok(Config {
-            n_layer: size("block_count")?,
+            n_layer: size("block_count", MAX_WIDTH)?,
             n_vocab,
-            n_ctx_train: size("context_length")?,
-            layer: Shape {
-                n_embd,
-                n_head,
-                n_head_kv,
-                head_dim,
-                n_ff: size("feed_forward_length")?,
-                eps: eps.unwrap_or(1e-5),
-            },
+            n_ctx_train: size("context_length", 1 << 24)?,
+            layer: Shape { n_embd, n_head, n_head_kv, head_dim, n_ff: size("feed_forward_length", MAX_WIDTH)?, eps },
         })
     }
 }

@@ -42,6 +42,10 @@ pub const ARCH: Architecture = Architecture {
     load: |gguf| Ok(Model::Vision(Box::new(Llava::load(gguf)?))),
 };
 
+/// Most values of a picture's activations at any step: more than any model of this kind has. They take memory whatever the
+/// size of the file.
+const MAX_ACTIVATIONS: usize = 1 << 27;
+
 /// A loaded encoder and projector.
 pub struct Llava {
     preprocess: Preprocess,
@@ -59,6 +63,15 @@ impl Llava {
         let newline = ["model.image_newline", "v.image_newline"].into_iter().find(|name| loader.has(name));
         let image_newline = newline.map(|name| loader.vector(name, projector.n_out())).transpose()?;
         let preprocess = preprocessing(gguf, &shape, projector.is_linear())?;
+        let width = shape.max_width().max(projector.max_width());
+        let n_rows = preprocess.max_crops() * (1 + shape.n_patch());
+        if n_rows.saturating_mul(width) > MAX_ACTIVATIONS {
+            bail!(
+                Unsupported,
+                "{}: a picture becomes up to {n_rows} rows of up to {width} values, more than {MAX_ACTIVATIONS} in all",
+                gguf.name()
+            );
+        }
         Ok(Llava { preprocess, vit: Vit::load(loader, shape)?, projector, image_newline })
     }
 
@@ -158,13 +171,17 @@ fn vit_shape(gguf: &Gguf) -> Result<vit::Shape> {
             layers.iter().map(depth).collect::<Result<Vec<_>>>()?
         }
     };
+    let eps = meta.f32("clip.vision.attention.layer_norm_epsilon")?.unwrap_or(1e-5);
+    if !(eps >= 0.0 && eps.is_finite()) {
+        bail!(Format, "{}: clip.vision.attention.layer_norm_epsilon: {eps} is no epsilon", gguf.name());
+    }
     let shape = vit::Shape {
         image_size: size("image_size")?,
         patch_size: size("patch_size")?,
         n_embd: size("embedding_length")?,
         n_ff: size("feed_forward_length")?,
         n_head: size("attention.head_count")?,
-        eps: meta.f32("clip.vision.attention.layer_norm_epsilon")?.unwrap_or(1e-5),
+        eps,
         activation,
         feature_layers,
     };

@@ -102,7 +102,7 @@ impl KvCache {
 
     /// Appends keys and values of new tokens to layer `layer`: `[n_tokens, width]` each.
     pub fn push(&mut self, layer: usize, k: &[f32], v: &[f32]) {
-        let max = self.n_ctx * self.width;
+        let max = self.n_ctx.saturating_mul(self.width);
         assert!(self.len * self.width + k.len() <= max, "the caller checks that the context has room");
         self.layers[layer].0.push(k, max);
         self.layers[layer].1.push(v, max);

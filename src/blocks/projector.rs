@@ -15,6 +15,7 @@ enum Step {
 /// `mm.0, mm.1, mm.3, mm.4` with norms at 1 and 4 is Yi-VL's.
 pub struct Mlp {
     steps: Vec<Step>,
+    n_in: usize,
     n_out: usize,
 }
 
@@ -48,12 +49,21 @@ impl Mlp {
                 steps.push(Step::LayerNorm(norm));
             }
         }
-        Ok(Mlp { steps, n_out })
+        Ok(Mlp { steps, n_in, n_out })
     }
 
     /// Width of what comes out.
     pub fn n_out(&self) -> usize {
         self.n_out
+    }
+
+    /// Width of the widest row on the way.
+    pub fn max_width(&self) -> usize {
+        let width = |step: &Step| match step {
+            Step::Linear(linear) => linear.weight.n_rows(),
+            Step::LayerNorm(_) | Step::Gelu => 0,
+        };
+        self.steps.iter().map(width).max().unwrap_or(0)
     }
 
     /// Whether it is a single linear layer, as in LLaVA before 1.5.
@@ -63,7 +73,7 @@ impl Mlp {
 
     /// Projects `x: [n, n_in]` to `[n, n_out]`.
     pub fn forward(&self, cx: &mut Cx<'_>, mut x: Vec<f32>) -> Vec<f32> {
-        let mut width = 0;
+        let mut width = self.n_in;
         let mut out = Vec::new();
         for step in &self.steps {
             match step {

@@ -41,13 +41,16 @@ impl Rope {
         // Files from before 2023-10 carry linear scaling under a key of its own.
         let old_factor = meta.f32(&format!("{arch}.rope.scale_linear"))?;
         let factor = number("factor", old_factor.unwrap_or(1.0))?;
-        if !(base > 1.0 && factor > 0.0) {
+        if !(base > 1.0 && base.is_finite() && factor > 0.0) {
             bail!(Format, "{}: rope base {base} and scaling factor {factor} make no rotation", gguf.name());
         }
         let mut freqs: Vec<f64> = (0..n_rot / 2).map(|i| base.powf(-(2.0 * i as f64) / n_rot as f64)).collect();
         let loader = Loader { gguf };
         if let Some(factors) = loader.optional_vector("rope_freqs.weight", n_rot / 2)? {
             for (freq, factor) in freqs.iter_mut().zip(factors) {
+                if !factor.is_normal() {
+                    bail!(Format, "{}: tensor \"rope_freqs.weight\": cannot divide by {factor}", gguf.name());
+                }
                 *freq /= f64::from(factor);
             }
         }

@@ -37,6 +37,11 @@ impl Shape {
         self.n_side() * self.n_side()
     }
 
+    /// Width of the widest row on the way.
+    pub fn max_width(&self) -> usize {
+        self.n_ff.max(self.n_feature()).max(3 * self.patch_size * self.patch_size)
+    }
+
     /// Width of a feature.
     pub fn n_feature(&self) -> usize {
         self.n_embd * self.feature_layers.len()

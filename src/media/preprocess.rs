@@ -20,6 +20,8 @@ pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// Most tiles that a pinpoint may ask for.
 const MAX_TILES: usize = 64;
+/// Most pixels of all the crops of a picture: one crop of the largest side.
+const MAX_PIXELS: usize = MAX_IMAGE_SIZE * MAX_IMAGE_SIZE;
 /// Largest side of a crop.
 const MAX_IMAGE_SIZE: usize = 4096;
 
@@ -127,7 +129,7 @@ impl Preprocess {
         }
         if let Fit::Anyres { pinpoints } = &self.fit {
             for &(width, height) in pinpoints {
-                let tiles = width.div_ceil(self.image_size).saturating_mul(height.div_ceil(self.image_size));
+                let tiles = self.n_tiles((width, height));
                 if tiles == 0 || tiles > MAX_TILES {
                     bail!(
                         Unsupported,
@@ -137,7 +139,26 @@ impl Preprocess {
                 }
             }
         }
+        let pixels = self.max_crops() * self.image_size * self.image_size;
+        if pixels > MAX_PIXELS {
+            bail!(
+                Unsupported,
+                "{} crops of {} pixels a side: more than {MAX_PIXELS} pixels in all",
+                self.max_crops(),
+                self.image_size
+            );
+        }
         Ok(())
+    }
+
+    /// Most crops that a picture can become.
+    pub fn max_crops(&self) -> usize {
+        let Fit::Anyres { pinpoints } = &self.fit else { return 1 };
+        pinpoints.iter().map(|pinpoint| self.n_tiles(*pinpoint)).max().unwrap_or(0).saturating_add(1)
+    }
+
+    fn n_tiles(&self, (width, height): (usize, usize)) -> usize {
+        width.div_ceil(self.image_size).saturating_mul(height.div_ceil(self.image_size))
     }
 
     /// Makes the crops. With no pinpoints, [`Fit::Anyres`] is its overview alone.

@@ -172,6 +172,14 @@ impl Session {
                 self.n_ctx()
             );
         }
+        let n_embd = self.engine.text.n_embd();
+        for piece in &prompt.pieces {
+            if let Piece::Image(image) = piece
+                && image.rows.len() != image.n_tokens * n_embd
+            {
+                bail!(Mismatch, "a picture was encoded by another model than {}", self.engine.name());
+            }
+        }
         let n_vocab = self.engine.text.n_vocab();
         for slot in &slots {
             if let Slot::Token(token) = slot
@@ -185,11 +193,12 @@ impl Session {
         self.cache.truncate(common);
         self.timeline.truncate(common);
         self.pending = None;
+        self.logits.clear();
 
         let total = slots.len() - common;
         while self.timeline.len() < slots.len() {
             let start = self.timeline.len();
-            let end = (start + self.n_ubatch).min(slots.len());
+            let end = start.saturating_add(self.n_ubatch).min(slots.len());
             let mut x = self.embed(prompt, start, end);
             let which = if end == slots.len() { Logits::Last } else { Logits::None };
             let mut report = |done: f32| {
@@ -212,8 +221,14 @@ impl Session {
     /// Runs a whole prompt from an empty context and records every named activation, with logits after every token.
     pub(crate) fn sync_traced(&mut self, prompt: &Prompt, trace: &mut Trace) -> Result<()> {
         self.cache.truncate(0);
+        self.timeline.clear();
+        self.pending = None;
+        self.logits.clear();
         let mut x = self.embed(prompt, 0, prompt.n_tokens());
-        self.forward(&mut x, Logits::All, Some(trace), None)
+        self.forward(&mut x, Logits::All, Some(trace), None)?;
+        self.timeline = prompt.slots();
+        self.logits.drain(..self.logits.len() - self.engine.text.n_vocab());
+        Ok(())
     }
 
     /// Embeddings of positions `start..end` of a prompt: `[end - start, n_embd]`.
@@ -253,12 +268,11 @@ impl Session {
     /// Takes the token of the last call through the model and chooses the next; `None` when the model ends its turn.
     ///
     /// # Errors
-    /// A full context; the session's [`Cancel`].
-    ///
-    /// # Panics
-    /// Before the first [`Session::sync`].
+    /// A full context; the session's [`Cancel`]; no successful [`Session::sync`] before it; logits that are no numbers.
     pub fn next_token(&mut self) -> Result<Option<u32>> {
-        assert!(!self.logits.is_empty(), "a session has logits after its first sync");
+        if self.logits.is_empty() {
+            bail!(Usage, "the session has no prompt to go on from");
+        }
         if let Some(token) = self.pending {
             if self.cache.len() == self.n_ctx() {
                 bail!(ContextFull, "the context of {} tokens is full: raise -c to go on", self.n_ctx());
@@ -268,6 +282,14 @@ impl Session {
             self.forward(&mut x, Logits::Last, None, None)?;
             self.timeline.push(Slot::Token(token));
             self.pending = None;
+        }
+        if self.logits.iter().all(|logit| logit.is_nan()) {
+            bail!(
+                Format,
+                "{}: the model's logits are not numbers: its weights are damaged, or its keys and values too large for \
+                 F16 (-ctk f32 -ctv f32)",
+                self.engine.name()
+            );
         }
         let token = self.sampler.sample(&self.logits);
         self.sampler.accept(token);
@@ -313,6 +335,13 @@ impl Session {
                 Err(e) => return Err(e),
             };
             answer.tokens.push(token);
+            // A control token leaves no text, but may be what the caller waits for.
+            if engine.tokenizer.piece(token, false).is_empty()
+                && generation.stop.iter().any(|stop| stop == engine.tokenizer.token_text(token))
+            {
+                answer.finish = Finish::Stop;
+                break;
+            }
             let (text, stopped) = stop.push(&decoder.push(token));
             if emit(&text, &mut answer).is_break() {
                 answer.finish = Finish::Cancelled;

@@ -2,8 +2,8 @@
 
 use super::{Message, Role};
 use crate::{Error, ErrorKind, Result};
-use minijinja::value::{Kwargs, Value};
-use minijinja::{Environment, ErrorKind as JinjaKind, context};
+use minijinja::value::{Kwargs, Rest, Value};
+use minijinja::{Environment, ErrorKind as JinjaKind, State, context};
 use serde::Serialize;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -50,8 +50,18 @@ impl Jinja {
         env.set_trim_blocks(true);
         env.set_lstrip_blocks(true);
         env.set_fuel(Some(FUEL));
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.set_unknown_method_callback(|state, value, method, args| {
+            if method == "format" {
+                check_widths(value)?;
+            }
+            minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+        });
         env.add_filter("tojson", tojson);
+        env.add_filter("indent", indent);
+        env.add_filter("format", |state: &State, text: &Value, args: Rest<Value>| {
+            check_widths(text)?;
+            minijinja::filters::format(state, text, args)
+        });
         // In Python nothing comes out of `None`, and a string is a row of characters.
         env.add_test("iterable", |value: &Value| {
             value.as_str().is_some() || (!value.is_none() && value.try_iter().is_ok())
@@ -192,6 +202,47 @@ fn tojson(value: Value, options: Kwargs) -> Result<Value, minijinja::Error> {
     };
     let text = text.map_err(|e| minijinja::Error::new(JinjaKind::BadSerialization, e.to_string()))?;
     Ok(Value::from_safe_string(text))
+}
+
+/// Most spaces that one step of a template may ask for.
+const MAX_WIDTH: usize = 1000;
+
+fn too_wide() -> minijinja::Error {
+    minijinja::Error::new(JinjaKind::InvalidOperation, format!("more than {MAX_WIDTH} columns"))
+}
+
+/// Refuses a format string with a number of more than three digits or a width among its arguments: the formatter would
+/// allocate what they say.
+fn check_widths(format: &Value) -> Result<(), minijinja::Error> {
+    let text = format.as_str().unwrap_or_default();
+    let wide = text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 3);
+    let flags = |c: char| "-+ #.".contains(c) || c.is_ascii_digit();
+    let wide = wide || text.split('%').skip(1).any(|rest| rest.trim_start_matches(flags).starts_with('*'));
+    if wide { Err(too_wide()) } else { Ok(()) }
+}
+
+/// Jinja's `indent`, of a bounded width.
+fn indent(
+    text: &str,
+    width: Option<usize>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    options: Kwargs,
+) -> Result<String, minijinja::Error> {
+    let width = width.or(options.get("width")?).unwrap_or(4);
+    let first = first.or(options.get("first")?).unwrap_or(false);
+    let blank = blank.or(options.get("blank")?).unwrap_or(false);
+    options.assert_all_used()?;
+    if width > MAX_WIDTH {
+        return Err(too_wide());
+    }
+    let spaces = " ".repeat(width);
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    let lines = text.split('\n').enumerate().map(|(i, line)| {
+        let indented = if i == 0 { first } else { blank || !line.trim_end_matches('\r').is_empty() };
+        format!("{}{line}", if indented { spaces.as_str() } else { "" })
+    });
+    Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
 /// JSON on one line with a space behind each comma and colon.
