@@ -14,15 +14,14 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SEED = 20_000
 
 
-def held_out(folder, count, mixed):
+def held_out(folder, count):
     """Writes the pictures and questions.jsonl; returns its rows."""
     from scenes import Sprites, to_images
     from train import quiz
     os.makedirs(folder, exist_ok=True)
     rows = []
     # Most pictures have the model's own size; the others are drawn larger, so that they must be shrunk.
-    sizes = [(96, .6), (192, .2), (384, .2)] if mixed else [(96, 1)]
-    for k, (px, share) in enumerate(sizes):
+    for k, (px, share) in enumerate([(96, .6), (192, .2), (384, .2)]):
         pictures, asked = quiz(round(count * share), SEED + k, Sprites(SEED + k, 200, px // 3))
         for i, image in enumerate(to_images(pictures)):
             image.save(os.path.join(folder, f"{px}-{i:03}.png"))
@@ -30,6 +29,16 @@ def held_out(folder, count, mixed):
     with open(os.path.join(folder, "questions.jsonl"), "w") as f:
         f.writelines(json.dumps(r) + "\n" for r in rows)
     return rows
+
+
+def sample(path):
+    """A larger picture for demonstrations; returns what is right to say about it."""
+    import torch
+    from language import describe
+    from scenes import Sprites, scenes, to_images
+    pictures, shapes, colours = scenes(80, Sprites(7, 40, 128), torch.Generator().manual_seed(7))
+    to_images(pictures[73:74])[0].save(path)
+    return describe(shapes[73].tolist(), colours[73].tolist())
 
 
 def with_program(rows, a):
@@ -71,8 +80,11 @@ def main():
     p.add_argument("--torch", action="store_true", help="answer in PyTorch; needs --tokenizer")
     p.add_argument("--tokenizer", default="run/nano.model")
     p.add_argument("--wrong", type=int, default=10, help="wrong answers to show")
+    p.add_argument("--sample", metavar="PNG", help="only write the sample picture and print its description")
     a = p.parse_args()
-    rows = held_out(a.pictures, a.count, True)
+    if a.sample:
+        return print(sample(a.sample))
+    rows = held_out(a.pictures, a.count)
     said = (with_torch if a.torch else with_program)(rows, a)
     tally = {}
     for row, text in zip(rows, said):

@@ -162,7 +162,7 @@ if __name__ == "__main__":
     p.add_argument("--stage", default="joint")
     p.add_argument("--to", default=os.path.dirname(os.path.abspath(__file__)))
     a = p.parse_args()
-    saved = torch.load(os.path.join(a.run, a.stage + ".pt"))
+    saved = torch.load(os.path.join(a.run, a.stage + ".pt"), map_location="cpu")
     write(saved["net"], saved["config"], os.path.join(a.run, "nano.model"), a.to)
     back, asked = read(a.to, saved["config"]).state_dict(), saved["net"]
     for k, v in back.items():

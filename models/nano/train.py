@@ -7,7 +7,8 @@
   joint       everything, at a lower rate
 
 Each stage writes OUT/<stage>.pt every minute and takes it up again when started anew;
-`vision` and `text` do not need each other and may run side by side.
+`vision` and `text` do not need each other and may run side by side. On a busy CPU set
+OMP_WAIT_POLICY=passive, so that threads do not spin while they wait for one another.
 """
 import argparse
 import ctypes
@@ -30,10 +31,10 @@ from scenes import KINDS, NAMES, Sprites, scenes, some_kinds
 
 STAGES = ["tokenizer", "vision", "text", "projector", "joint"]
 PLAN = {  # scenes, batch, learning rate
-    "vision": (500_000, 96, 3e-3),
-    "text": (150_000, 32, 2e-3),
-    "projector": (20_000, 16, 1e-3),
-    "joint": (250_000, 32, 8e-4),
+    "vision": (120_000, 96, 3e-3),
+    "text": (60_000, 32, 2e-3),
+    "projector": (30_000, 16, 1e-3),
+    "joint": (30_000, 32, 1e-4),
 }
 BOS, EOS = 1, 2
 
@@ -79,7 +80,7 @@ def conversations(shapes, colours, tokens, patches, rng):
     start = tokens.before + [0] * patches
     rows = []
     for s, c in zip(shapes, colours):
-        kinds = ["describe", "count", "colour", "at", "at", "where", "read"]
+        kinds = ["describe", "count", "colour", "at", "where", "where", "read"]
         rng.shuffle(kinds)
         ids, group, position = list(start), [0] * len(start), list(range(len(start)))
         answer = [False] * len(start)
@@ -114,17 +115,17 @@ def answer_loss(net, ids, position, mask, answer, picture_rows, start):
 @torch.no_grad()
 def generate(net, tokens, pictures, questions, limit=64):
     """Greedy answers to one question on each picture, alone as a first turn."""
-    out = [None] * len(questions)
-    rows = torch.cat([net.projector(net.vision(p)) for p in pictures.split(64)])
+    out, device = [None] * len(questions), net.projector.a.weight.device
+    rows = torch.cat([net.projector(net.vision(p.to(device))) for p in pictures.split(64)])
     ids = [tokens.question(q) for q in questions]
     for length in sorted({len(i) for i in ids}):
         at = [k for k, i in enumerate(ids) if len(i) == length]
-        before = net.text.embd(torch.tensor(tokens.before)).expand(len(at), -1, -1)
-        x = torch.cat([before, rows[at], net.text.embd(torch.tensor([ids[k] for k in at]))], 1)
+        embd = lambda ids: net.text.embd(torch.tensor(ids, device=device))
+        x = torch.cat([embd([tokens.before] * len(at)), rows[at], embd([ids[k] for k in at])], 1)
         t = x.shape[1]
-        mask = torch.ones(t, t, dtype=torch.bool).tril()
-        position = torch.arange(t).expand(len(at), -1)
-        past, said, done = None, [], torch.zeros(len(at), dtype=torch.bool)
+        mask = torch.ones(t, t, dtype=torch.bool, device=device).tril()
+        position = torch.arange(t, device=device).expand(len(at), -1)
+        past, said, done = None, [], torch.zeros(len(at), dtype=torch.bool, device=device)
         while len(said) < limit and not done.all():
             h, past = net.text(x, position, mask, past)
             token = net.text.output(h[:, -1]).argmax(-1)
@@ -152,6 +153,10 @@ def score(net, tokens, pictures, asked):
     said = generate(net, tokens, pictures[[a[0] for a in asked]], [a[2] for a in asked])
     right = {k: [s == a[3] for s, a in zip(said, asked) if a[1] == k] for k in QUESTIONS}
     return {k: round(100 * sum(v) / len(v), 1) for k, v in right.items() if v}
+
+
+def to(device, tensors):
+    return [t.to(device) for t in tensors]
 
 
 def places(x):
@@ -192,7 +197,7 @@ class Stage:
             Labels(CONFIG["width"], self.net.vision.side ** 2) if name in ("text", "projector") else nn.Identity()
         if name in ("projector", "joint"):
             for part in ("vision", "text") if name == "projector" else ("projector",):
-                saved = torch.load(os.path.join(args.out, part + ".pt"))
+                saved = torch.load(os.path.join(args.out, part + ".pt"), map_location="cpu")
                 keep = ("vision", "projector", "text") if part == "projector" else part
                 self.net.load_state_dict({k: v for k, v in saved["net"].items() if k.startswith(keep)}, strict=False)
                 if name == "projector" and part == "text":
@@ -203,6 +208,7 @@ class Stage:
         self.extra.requires_grad_(False)
         for m in train:
             m.requires_grad_(True)
+        self.net.to(args.device), self.extra.to(args.device)
         params = [(k, p) for m in train for k, p in m.named_parameters()]
         # Muon for the matrices inside the blocks (it learns several times faster here), AdamW for the rest.
         muon = lambda k, p: name != "projector" and "blocks" in k and p.ndim == 2
@@ -214,7 +220,7 @@ class Stage:
         self.params = [p for _, p in params]
         self.seen, self.spent = 0, 0.0
         if os.path.exists(self.path):
-            state = torch.load(self.path)
+            state = torch.load(self.path, map_location=args.device)
             self.net.load_state_dict(state["net"])
             self.extra.load_state_dict(state["extra"])
             for o, s in zip(self.opts, state["opts"]):
@@ -234,7 +240,7 @@ class Stage:
         saved = time.time()
         last, mean, first = saved, None, self.seen
         while self.progress() < 1:
-            # The rate rises over the first steps, stays, and falls to nothing over the last 60 %.
+            # The rate rises over a hundred steps and falls to nothing over the last 60 % of the stage.
             rate = self.rate * min(1, (self.seen - first) / self.batch / 100 + .01, (1 - self.progress()) / .6)
             for o in self.opts:
                 for g in o.param_groups:
@@ -268,10 +274,10 @@ class Stage:
 def vision(args):
     s = Stage("vision", args)
     sprites, n = Sprites(args.seed, 3000), len(KINDS) + 1
-    held = scenes(256, Sprites(args.seed + 1, 300), torch.Generator().manual_seed(args.seed + 1), .5)
+    held = to(args.device, scenes(256, Sprites(args.seed + 1, 300), torch.Generator().manual_seed(args.seed + 1), .5))
 
     def loss(g, rng):
-        pictures, shapes, colours = scenes(s.batch, sprites, g, .8)
+        pictures, shapes, colours = to(args.device, scenes(s.batch, sprites, g, .8))
         out = s.extra(s.net.vision(pictures))
         shapes, colours = patches_of(shapes, out.shape[1]), patches_of(colours, out.shape[1])
         return F.cross_entropy(out[..., :n].flatten(0, 1), shapes.flatten() + 1) + \
@@ -293,8 +299,9 @@ def text(args):
 
     def loss(g, rng):
         shapes, colours = labels(s.batch, g)
-        batch = conversations(shapes.tolist(), colours.tolist(), tokens, patches, rng)
-        return answer_loss(s.net, *batch, s.extra(shapes, colours), len(tokens.before))
+        batch = to(args.device, conversations(shapes.tolist(), colours.tolist(), tokens, patches, rng))
+        rows = s.extra(*to(args.device, (shapes, colours)))
+        return answer_loss(s.net, *batch, rows, len(tokens.before))
     s.run(loss, lambda: "")
 
 
@@ -313,11 +320,11 @@ def together(args, name):
 
     def loss(g, rng):
         if name == "projector":
-            pictures, shapes, colours = scenes(s.batch, sprites, g, .3)
+            pictures, shapes, colours = to(args.device, scenes(s.batch, sprites, g, .3))
             return F.mse_loss(s.net.projector(s.net.vision(pictures)), s.extra(shapes, colours))
         pictures, shapes, colours = scenes(s.batch, sprites, g)
-        rows = s.net.projector(s.net.vision(pictures))
-        batch = conversations(shapes.tolist(), colours.tolist(), tokens, rows.shape[1], rng)
+        rows = s.net.projector(s.net.vision(pictures.to(args.device)))
+        batch = to(args.device, conversations(shapes.tolist(), colours.tolist(), tokens, rows.shape[1], rng))
         return answer_loss(s.net, *batch, rows, len(tokens.before))
     if name == "projector" and not s.seen:
         line_up(s.net, s.extra, sprites, args.seed)
@@ -331,15 +338,16 @@ def line_up(net, labels, sprites, seed):
     Its GELU hardly bends what lies well above zero, so a shift up before and down after makes it linear."""
     x, y = [], []
     for i in range(20):
-        pictures, shapes, colours = scenes(64, sprites, torch.Generator().manual_seed(seed + i), .3)
+        picked = scenes(64, sprites, torch.Generator().manual_seed(seed + i), .3)
+        pictures, shapes, colours = to(net.projector.a.weight.device, picked)
         x.append(net.vision(pictures).flatten(0, 1))
         y.append(labels(shapes, colours).flatten(0, 1))
     x, y = torch.cat(x), torch.cat(y)
-    fit = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1)], 1), y).solution
+    fit = torch.linalg.lstsq(torch.cat([x, torch.ones_like(x[:, :1])], 1), y).solution
     a, b = net.projector.a, net.projector.b
     a.weight.copy_(fit[:-1].T)
     a.bias.copy_(fit[-1] + 6)
-    b.weight.copy_(torch.eye(len(b.weight)))
+    b.weight.copy_(torch.eye(len(b.weight), device=b.weight.device))
     b.bias.fill_(-6)
 
 
@@ -348,6 +356,7 @@ def main():
     p.add_argument("--out", default="run", help="folder for checkpoints")
     p.add_argument("--stage", choices=STAGES, help="only this stage; all, one after the other, without it")
     p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--device", default="cpu")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--scenes", type=int, help="scenes of the stage, instead of the plan's")
     p.add_argument("--minutes", type=float, help="end the stage after this time if it comes first")
