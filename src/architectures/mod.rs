@@ -6,7 +6,7 @@ pub mod llava;
 use crate::blocks::kv_cache::{KvCache, KvType};
 use crate::gguf::Gguf;
 use crate::media::Image;
-use crate::media::preprocess::{Fit, Preprocess};
+use crate::media::preprocess::Preprocess;
 use crate::ops::Cx;
 use crate::{Result, bail};
 
@@ -81,10 +81,6 @@ pub trait VisionModel: Send + Sync {
     /// Encodes a picture to the rows that stand for it in the prompt: `[n_image_tokens, n_embd]`. `name` is appended to
     /// the names of traced activations.
     fn encode(&self, cx: &mut Cx<'_>, image: &Image, name: &str) -> Result<Vec<f32>>;
-    /// Whether tiles may be cut ([`Fit::Anyres`]).
-    fn tiles(&self) -> bool {
-        matches!(self.preprocess().fit, Fit::Anyres { .. })
-    }
 }
 
 /// The architectures that a file holds a part of: usually one; a text model and its mmproj may share a file.
