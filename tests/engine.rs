@@ -117,6 +117,7 @@ fn a_cancelled_session_can_go_on() {
     cancel.cancel();
     assert_eq!(session.sync(&tokens(&PROMPT), None).unwrap_err().kind(), ErrorKind::Cancelled);
     cancel.reset();
+    assert_eq!(session.next_token().unwrap_err().kind(), ErrorKind::Usage);
     session.sync(&tokens(&PROMPT), None).unwrap();
     assert_eq!(session.logits(), logits_after(&engine, &options(), &tokens(&PROMPT)));
     cancel.cancel();

@@ -90,11 +90,6 @@ impl Loader<'_> {
         Ok(Weight { dtype: info.dtype, n_rows, n_cols, bytes: self.gguf.bytes(info) })
     }
 
-    /// A matrix, if the file has it.
-    pub fn optional_weight(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Option<Weight>> {
-        self.has(name).then(|| self.weight(name, n_rows, n_cols)).transpose()
-    }
-
     /// A vector of `n` floats, whatever it is stored as: norms, biases, embeddings that are added.
     pub fn vector(&self, name: &str, n: usize) -> Result<Vec<f32>> {
         let info = self.info(name)?;

@@ -7,5 +7,5 @@ pub mod tokenizer;
 
 pub use sampler::{Sampler, SamplerKind, SamplerParams};
 pub use stop::StopMatcher;
-pub use template::{ChatTemplate, IMAGE_MARKER, Message, Piece, Role, pieces};
+pub use template::{ChatTemplate, IMAGE_MARKER, Message, Role};
 pub use tokenizer::{StreamDecoder, Tokenizer};

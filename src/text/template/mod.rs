@@ -43,30 +43,6 @@ pub struct Message {
 /// Stands for a picture in a message's and in a rendered prompt's text.
 pub const IMAGE_MARKER: &str = "<__media__>";
 
-/// A part of a rendered prompt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Piece {
-    /// Text, to be tokenized on its own with control tokens parsed; BOS belongs before the first piece only, and not
-    /// if [`Tokenizer::begins_with_bos`](crate::text::Tokenizer::begins_with_bos).
-    Text(String),
-    /// The next picture.
-    Image,
-}
-
-/// Splits a rendered prompt at [`IMAGE_MARKER`]. No text is empty.
-pub fn pieces(prompt: &str) -> Vec<Piece> {
-    let mut pieces = Vec::new();
-    for (i, text) in prompt.split(IMAGE_MARKER).enumerate() {
-        if i > 0 {
-            pieces.push(Piece::Image);
-        }
-        if !text.is_empty() {
-            pieces.push(Piece::Text(text.to_owned()));
-        }
-    }
-    pieces
-}
-
 /// A way to write a conversation as a prompt.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {

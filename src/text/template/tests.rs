@@ -164,11 +164,20 @@ fn hostile_templates_end() {
 }
 
 #[test]
-fn pieces_of_a_prompt() {
-    let text = |t: &str| Piece::Text(t.into());
-    assert_eq!(pieces("a<__media__>b<__media__>"), [text("a"), Piece::Image, text("b"), Piece::Image]);
-    assert_eq!(pieces("<__media__><__media__>b"), [Piece::Image, Piece::Image, text("b")]);
-    assert_eq!(pieces(""), []);
+fn widths_are_bounded() {
+    let run = |template: &str| ChatTemplate::new(template).unwrap().render(&[user("a\n\nb\n")], true, "", "");
+    assert_eq!(run("{{ messages[0].content|indent }}").unwrap(), "a\n\n    b");
+    assert_eq!(run("{{ messages[0].content|indent(1, true) }}").unwrap(), " a\n\n b");
+    assert_eq!(run("{{ messages[0].content|indent(width=1, blank=true) }}").unwrap(), "a\n \n b");
+    assert_eq!(run("{{ '%3d'|format(7) }}").unwrap(), "  7");
+    for wide in [
+        "{{ 'a'|indent(1001) }}",
+        "{{ '%1001d'|format(1) }}",
+        "{{ '%-*d'|format(9, 1) }}",
+        "{{ '{:>1001}'.format(1) }}",
+    ] {
+        assert!(run(wide).unwrap_err().to_string().contains("columns"), "{wide}");
+    }
 }
 
 #[test]
