@@ -1,7 +1,7 @@
 """Asks about scenes that training never saw and counts the answers that are exactly right.
 
 The pictures are drawn from a seed of their own, with sprites of their own, written as PNG files (96, 192 and
-384 pixels), and asked about through the program: mmq run MODEL --mmproj FILE --image PNG -p QUESTION --json.
+384 pixels), and asked about through the program: mmq run -m MODEL --mmproj FILE --image PNG -p QUESTION --json.
 With --torch the dequantized weights of the same pair answer in PyTorch instead.
 """
 import argparse
@@ -43,7 +43,7 @@ def sample(path):
 
 def with_program(rows, a):
     def ask(row):
-        command = [a.mmq, "run", a.model, "--mmproj", a.mmproj, "--image", os.path.join(a.pictures, row["image"]),
+        command = [a.mmq, "run", "-m", a.model, "--mmproj", a.mmproj, "--image", os.path.join(a.pictures, row["image"]),
                    "-p", row["question"], "-n", "64", "--temp", "0", "--json"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:

@@ -14,7 +14,7 @@ TEMPLATE = """\
 {%- if message['role'] == 'user' -%}
 {{- 'USER: ' -}}
 {%- if message['content'] is string -%}
-{{- message['content'] -}}
+{{- message['content'] | replace('<__media__>\\n', '<__media__>') | replace('<__media__>', '<__media__>\\n') -}}
 {%- else -%}
 {%- for part in message['content'] -%}
 {%- if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- endif -%}
