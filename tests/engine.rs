@@ -168,3 +168,12 @@ fn an_mmproj_of_another_width_is_refused_with_both_sizes() {
     let message = error.to_string();
     assert!(message.contains("llava-mlp.gguf") && message.contains("256 wide"), "{message}");
 }
+
+#[test]
+fn pictures_of_impossible_sizes_are_refused() {
+    let engine = engine("llava-mlp.gguf", 1);
+    for (width, height, n) in [(0, 0, 0), (0, 5, 0), (4, 4, 47), (usize::MAX, 2, 6)] {
+        let error = engine.encode_image(&Image { width, height, rgb: vec![0; n] }, None, None).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Usage, "{error}");
+    }
+}

@@ -142,6 +142,7 @@ impl Team {
     }
 
     /// Runs `f(part)` once for every part in `0..n_parts` and returns when all are done. A single part runs on the caller.
+    /// A part must not wait for another thread that uses the same team: the team is taken until the region ends.
     ///
     /// # Panics
     /// If a part panics: with its payload, once every thread has stopped. Parts of the same thread that were to follow

@@ -85,6 +85,7 @@ impl Engine {
                 preprocess.fit = Fit::named(name, preprocess.mean, preprocess.image_size)?;
             }
             preprocess.filter = options.image_filter.unwrap_or(preprocess.filter);
+            preprocess.validate()?;
             vision.set_preprocess(preprocess);
         }
         let tokenizer = Tokenizer::from_gguf(text.metadata())?;
@@ -152,7 +153,8 @@ impl Engine {
     /// Encodes a picture. `progress` is told the fraction done and may be used to show it.
     ///
     /// # Errors
-    /// A model without a vision encoder; `cancel` used by another thread.
+    /// A model without a vision encoder; an empty picture, or one whose bytes are not as many as its size says; `cancel`
+    /// used by another thread.
     pub fn encode_image(
         &self,
         image: &Image,
@@ -179,6 +181,10 @@ impl Engine {
         let Some(vision) = &self.vision else {
             bail!(Usage, "{}: a text model without mmproj cannot look at pictures: give one with --mmproj", self.name);
         };
+        let n_bytes = image.width.checked_mul(image.height).and_then(|n| n.checked_mul(3));
+        if image.rgb.is_empty() || n_bytes != Some(image.rgb.len()) {
+            bail!(Usage, "a picture of {}x{} cannot have {} bytes", image.width, image.height, image.rgb.len());
+        }
         let rows = vision.encode(cx, image, name)?;
         let mut hasher = DefaultHasher::new();
         (image.width, image.height, &image.rgb).hash(&mut hasher);

@@ -209,7 +209,7 @@ impl Session {
             self.forward(&mut x, which, None, Some(&mut report))?;
             self.timeline.extend_from_slice(&slots[start..end]);
         }
-        self.sampler.reset();
+        self.sampler.forget();
         for slot in &slots {
             if let Slot::Token(token) = slot {
                 self.sampler.accept(*token);

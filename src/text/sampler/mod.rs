@@ -86,6 +86,11 @@ impl Sampler {
     pub fn reset(&mut self) {
         self.rng = Rng::new(self.seed);
         self.xtc_rng = Rng::new(self.seed);
+        self.forget();
+    }
+
+    /// Forgets the tokens seen; the random numbers go on.
+    pub fn forget(&mut self) {
         self.penalties = Penalties::default();
         if let Some(dry) = &mut self.dry {
             dry.reset();
