@@ -1,8 +1,8 @@
 //! `mmq inspect`: what a GGUF file holds and what mmq can do with it.
 
-use super::printable;
+use super::{printable, printed};
 use crate::gguf::{Array, Gguf, TensorInfo, Value};
-use crate::{Dtype, Error, Result, architectures};
+use crate::{Dtype, Result, architectures};
 use serde_json::{Map, Value as Json, json};
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
@@ -35,12 +35,7 @@ pub fn run(args: &Args) -> Result<()> {
     let gguf = Gguf::open(&args.file)?;
     let text =
         if args.json { format!("{:#}\n", as_json(&gguf, args.full)) } else { as_table(&gguf, args.tensors, args.full) };
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        // The reader has seen enough: `mmq inspect … | head`.
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        Err(e) => Err(Error::io("standard output", &e)),
-        Ok(()) => Ok(()),
-    }
+    printed(std::io::stdout().lock().write_all(text.as_bytes()))
 }
 
 /// What mmq can do with a file.

@@ -87,6 +87,14 @@ fn start(matches: &ArgMatches, notes: Vec<String>) -> Result<()> {
     }
 }
 
+/// What became of text for standard output. A reader that has gone away (`| head`) has seen enough.
+fn printed(written: std::io::Result<()>) -> Result<()> {
+    match written {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("standard output", &e)),
+        _ => Ok(()),
+    }
+}
+
 /// 2 for a wrong command line, 130 for Ctrl-C, 1 for the rest: what scripts around llama.cpp expect.
 fn exit_code(kind: ErrorKind) -> ExitCode {
     match kind {

@@ -4,7 +4,7 @@ mod report;
 mod sampling;
 
 use super::arguments::unescape;
-use super::{printable, read_text, say};
+use super::{printable, printed, read_text, say};
 use crate::media::{self, DecodeOptions, Filter};
 use crate::pipelines::{
     Cancel, Engine, EngineOptions, Finish, Generation, KvType, Session, SessionOptions, find_mmproj,
@@ -323,12 +323,8 @@ impl Output {
         if self.error.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    /// A reader that has seen enough is no failure; a full disk is.
     fn finish(self) -> Result<()> {
-        match self.error {
-            Some(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("standard output", &error)),
-            _ => Ok(()),
-        }
+        printed(self.error.map_or(Ok(()), Err))
     }
 }
 

@@ -1,10 +1,10 @@
 //! `mmq tokenize`: the tokens of a text, as `llama-tokenize` prints them.
 
-use super::read_text;
+use super::{printed, read_text};
 use crate::gguf::Gguf;
 use crate::text::Tokenizer;
-use crate::{Error, Result, bail};
-use std::io::{ErrorKind as IoKind, Write};
+use crate::{Result, bail};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Show the tokens of a text.
@@ -46,12 +46,7 @@ pub fn run(args: &Args) -> Result<()> {
     // As llama-tokenize: without BOS no EOS either.
     let add_special = tokenizer.add_bos() && !args.no_bos;
     let tokens = tokenizer.encode(&text, add_special, !args.no_parse_special);
-    match write(args, &tokenizer, &tokens, std::io::stdout().lock()) {
-        // The reader has seen enough.
-        Err(error) if error.kind() == IoKind::BrokenPipe => Ok(()),
-        Err(error) => Err(Error::io("standard output", &error)),
-        Ok(()) => Ok(()),
-    }
+    printed(write(args, &tokenizer, &tokens, std::io::stdout().lock()))
 }
 
 fn text(args: &Args) -> Result<String> {

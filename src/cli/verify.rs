@@ -1,5 +1,6 @@
 //! `mmq verify`: tables of how recorded activations compare.
 
+use super::printed;
 use crate::gguf::Gguf;
 use crate::pipelines::verify::{self, Check, Report};
 use crate::{Error, ErrorKind, Result};
@@ -34,21 +35,21 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
     let n_threads = usize::try_from(args.threads).ok().filter(|n| *n > 0);
-    // A reader that has gone away (`| head`) wants no more lines, but the exit code still counts.
     let mut out = io::stdout().lock();
+    let mut written = Ok(());
     let mut reports = Vec::new();
     let mut broken = Vec::new();
     for path in &args.fixtures {
         match Gguf::open(path).and_then(|gguf| verify::verify(&gguf, n_threads)) {
             Ok(report) => {
                 if !args.json {
-                    let _ = print(&mut out, &report, args.quiet);
+                    written = written.and_then(|()| print(&mut out, &report, args.quiet));
                 }
                 reports.push(report);
             }
             Err(error) => {
                 if !args.json {
-                    let _ = writeln!(out, "{}\n  FAILED: {error}\n", path.display());
+                    written = written.and_then(|()| writeln!(out, "{}\n  FAILED: {error}\n", path.display()));
                 }
                 broken.push(error);
             }
@@ -58,9 +59,9 @@ pub fn run(args: &Args) -> Result<()> {
         let errors: Vec<String> = broken.iter().map(Error::to_string).collect();
         let passed = errors.is_empty() && reports.iter().all(|report| report.first_failure().is_none());
         let fixtures: Vec<Value> = reports.iter().map(json).collect();
-        let _ = writeln!(out, "{:#}", json!({ "passed": passed, "fixtures": fixtures, "errors": errors }));
+        written = writeln!(out, "{:#}", json!({ "passed": passed, "fixtures": fixtures, "errors": errors }));
     } else if args.fixtures.len() > 1 {
-        let _ = summarize(&mut out, &reports);
+        written = written.and_then(|()| summarize(&mut out, &reports));
     }
     let failed = reports.iter().find_map(|report| Some((report, report.first_failure()?)));
     match (broken.into_iter().next(), failed) {
@@ -69,7 +70,7 @@ pub fn run(args: &Args) -> Result<()> {
             let why = format!("{}: case \"{}\": {}", report.file, check.case, explain(check, report.tolerance));
             Err(Error::new(ErrorKind::Failed, why))
         }
-        (None, None) => Ok(()),
+        (None, None) => printed(written),
     }
 }
 
