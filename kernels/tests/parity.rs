@@ -3,34 +3,22 @@
 //!
 //! `MMQ_REQUIRE_LEVEL=avx2` makes a level that this machine lacks a failure.
 
+mod setup;
+
 use mmq_kernels::matmul::matmul_with;
 use mmq_kernels::panel::{Columns, FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel};
 use mmq_kernels::{Activations, Dtype, Kernels, Level, Team, Weights, levels};
+use setup::Random;
 
 /// The scalar table and every level above it.
 fn tables() -> (Kernels, Vec<Kernels>) {
-    let mut tables = levels();
-    let names: Vec<_> = tables.iter().map(|t| t.level.name()).collect();
-    println!("levels: {}", names.join(", "));
-    if let Ok(required) = std::env::var("MMQ_REQUIRE_LEVEL") {
-        assert!(names.contains(&required.as_str()), "MMQ_REQUIRE_LEVEL={required}: this machine has only {names:?}");
-    }
+    let mut tables = setup::tables();
     let scalar = tables.remove(0);
     assert_eq!(scalar.level, Level::Scalar);
     (scalar, tables)
 }
 
-/// A splitmix64 generator: the inputs are the same on every machine.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
     /// Roughly normal.
     fn float(&mut self) -> f32 {
         (0..4).map(|_| (self.next() >> 40) as f32 / (1 << 24) as f32 - 0.5).sum::<f32>() * 1.7
