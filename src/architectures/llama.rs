@@ -28,7 +28,7 @@ use crate::blocks::decoder::{DecoderLayer, Scratch, Shape};
 use crate::blocks::kv_cache::{KvCache, KvType};
 use crate::blocks::rope::Rope;
 use crate::gguf::Gguf;
-use crate::ops::{self, Cx, Linear};
+use crate::ops::{self, Cx, Linear, Norm};
 use crate::tensor::Loader;
 use crate::{Result, bail};
 
@@ -197,7 +197,7 @@ impl TextModel for Llama {
         let mut norm = Vec::new();
         ops::rms_norm(cx, &x[first..], &self.output_norm, s.eps, &mut norm);
         cx.trace(|| "output_norm".into(), &norm);
-        ops::linear(cx, &norm, [(&self.output, &mut *logits)]);
+        ops::linear(cx, &norm, Norm::None, [(&self.output, &mut *logits)]);
         cx.trace(|| "logits".into(), logits);
         Ok(())
     }
