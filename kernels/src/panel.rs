@@ -15,6 +15,8 @@ pub const PANEL_COLS: usize = 1024;
 pub const FLOAT_COLS: usize = 256;
 
 /// Where a panel is filled from: the same columns of 16 rows.
+// Made and used on the stack, once for a panel: boxing the rows would cost more than their copies.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Copy)]
 pub enum Source<'a> {
     /// Whole blocks of each row.
