@@ -33,8 +33,8 @@ pub struct Kernels {
     pub unpack_float: fn(Dtype, &Source<'_>, &mut FloatPanel),
     /// Asks for the bytes of 16 rows ahead of their use.
     pub prefetch: fn(&Source<'_>),
-    /// Rounds activations to 8 bits: (x, q, scale, sum16, sum32), the outputs as in [`Columns`].
-    pub quantize: fn(&[f32], &mut [i8], &mut [f32], &mut [f32], &mut [f32]),
+    /// Rounds activations to 8 bits: (x, q, scale, sum16, sum32, total), the outputs as in [`Columns`].
+    pub quantize: fn(&[f32], &mut [i8], &mut [f32], &mut [f32], &mut [f32], &mut [i32]),
     /// Adds to `acc: [n_tokens][row]` the product of a panel's first `n` columns with the columns of `x` from `first` on:
     /// (form, panel, n, x, first, acc). Group by group, `acc = fma(scale_w · scale_x, Σ q_w q_x, acc)` and, for unsigned
     /// quants, `acc = fma(−min_w, scale_x · Σ q_x, acc)`.
