@@ -263,7 +263,7 @@ fn dot() {
     for form in forms {
         for table in &tables {
             for n in (1..=6).map(|i| i * 32).chain([PANEL_COLS]) {
-                for n_tokens in 1..=9 {
+                for n_tokens in (1..=9).chain([12, 23]) {
                     for edge in [false, true] {
                         let mask = if let Form::Unsigned { bits, .. } = form { (1 << bits) - 1 } else { 255 };
                         let mut panel = Panel::new();
@@ -307,7 +307,7 @@ fn dot_float() {
     let mut random = Random(6);
     for table in &tables {
         for n in (0..=20).chain([FLOAT_COLS]) {
-            for n_tokens in 1..=13 {
+            for n_tokens in (1..=13).chain([23]) {
                 for kind in [Kind::Usual, Kind::Zeros, Kind::Denormal, Kind::Largest, Kind::Bytes] {
                     let mut panel = FloatPanel::new();
                     panel.0.as_flattened_mut().copy_from_slice(&floats(FLOAT_COLS * PANEL_ROWS, kind, &mut random));
