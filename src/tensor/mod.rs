@@ -155,7 +155,7 @@ impl<'a> Loader<'a> {
             Loading { team: Some(team), vision: Precision::Auto | Precision::Int8 }
                 if is_float && n_cols.is_multiple_of(32) =>
             {
-                let data = round::to_q8_0(team, stored.view());
+                let data = round::to_q8_0(team, stored.view(), round::Steps::of(kernels().level));
                 Ok(Weight::made(Dtype::Q8_0, Layout::Panels, n_rows, n_cols, data))
             }
             _ => Ok(stored),
