@@ -9,6 +9,7 @@ use crate::device::Cpu;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::media::Image;
 use crate::ops::{Cx, Trace};
+use crate::tensor::Repack;
 use crate::text::SamplerParams;
 use crate::{Dtype, Result, bail};
 use mmq_kernels::Activations;
@@ -65,12 +66,12 @@ pub struct Check {
     pub note: Option<String>,
 }
 
-/// Opens `gguf` with the ordinary loaders, runs its recorded inputs and compares. `n_threads` as in [`EngineOptions`].
+/// Loads `gguf` as `options` say, runs its recorded inputs and compares.
 ///
 /// # Errors
 /// A file without recorded activations or with malformed ones, or that cannot be loaded. Activations that do not agree
 /// are no error but in the report.
-pub fn verify(gguf: &Gguf, n_threads: Option<usize>) -> Result<Report> {
+pub fn verify(gguf: &Gguf, options: &EngineOptions) -> Result<Report> {
     let meta = gguf.metadata();
     let Some(cases) = meta.strings("ref.cases")? else {
         bail!(Format, "{}: ref.cases is missing: the file holds no recorded activations", gguf.name());
@@ -79,7 +80,7 @@ pub fn verify(gguf: &Gguf, n_threads: Option<usize>) -> Result<Report> {
     if !(tolerance >= 0.0 && tolerance.is_finite()) {
         bail!(Format, "{}: ref.tolerance: {tolerance} is no tolerance", gguf.name());
     }
-    let runner = Runner::load(gguf, n_threads)?;
+    let runner = Runner::load(gguf, options)?;
     let mut checks = Vec::new();
     for case in cases {
         let fixture = Case::read(gguf, case)?;
@@ -106,12 +107,15 @@ enum Runner {
 }
 
 impl Runner {
-    fn load(gguf: &Gguf, n_threads: Option<usize>) -> Result<Runner> {
+    fn load(gguf: &Gguf, options: &EngineOptions) -> Result<Runner> {
         if gguf.tensor("token_embd.weight").is_some() {
-            let options = EngineOptions { n_threads, ..EngineOptions::default() };
-            return Ok(Runner::Whole(Arc::new(Engine::from_gguf(gguf, None, &options)?)));
+            return Ok(Runner::Whole(Arc::new(Engine::from_gguf(gguf, None, options)?)));
         }
-        Ok(Runner::Vision(architectures::load_vision(gguf)?, Cpu::new(n_threads)))
+        let device = Cpu::new(options.n_threads);
+        let mut unwatched = |_| {};
+        let repack = Repack::new(&device.team, None, &mut unwatched);
+        let vision = architectures::load_vision(options.load_mode.loader(gguf, gguf.n_bytes(), &repack))?;
+        Ok(Runner::Vision(vision, device))
     }
 
     /// Traces a case; returns as many greedy tokens as are recorded.

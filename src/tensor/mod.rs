@@ -1,13 +1,20 @@
 //! Typed views of stored tensors: what models are made of. No arithmetic here.
 
+mod repack;
+
+pub use repack::Repack;
+
 use crate::gguf::{Bytes, Gguf, TensorInfo};
 use crate::{Dtype, Result, bail};
-use mmq_kernels::{Layout, Weights, kernels};
+use mmq_kernels::panel::PANEL_ROWS;
+use mmq_kernels::{Layout, Weights, interleave, kernels};
+use std::cell::RefCell;
 
-/// A matrix of any runnable type, left where it is stored: `[n_rows, n_cols]`, rows are output features.
+/// A matrix of any runnable type: `[n_rows, n_cols]`, rows are output features.
 #[derive(Clone)]
 pub struct Weight {
     dtype: Dtype,
+    layout: Layout,
     n_rows: usize,
     n_cols: usize,
     bytes: Bytes,
@@ -29,16 +36,44 @@ impl Weight {
         self.dtype
     }
 
+    /// How its rows lie.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
     /// The matrix as kernels take it.
     pub fn view(&self) -> Weights<'_> {
-        Weights { dtype: self.dtype, layout: Layout::Rows, n_rows: self.n_rows, n_cols: self.n_cols, data: &self.bytes }
+        Weights { dtype: self.dtype, layout: self.layout, n_rows: self.n_rows, n_cols: self.n_cols, data: &self.bytes }
     }
 
     /// Expands row `i` into `out: [n_cols]`.
     pub fn row(&self, i: usize, out: &mut [f32]) {
+        assert!(i < self.n_rows, "row {i} of {}", self.n_rows);
         let n = self.bytes.len() / self.n_rows;
-        (kernels().dequantize)(self.dtype, &self.bytes[i * n..(i + 1) * n], out);
+        let first = i / PANEL_ROWS * PANEL_ROWS;
+        if self.layout == Layout::Rows || first + PANEL_ROWS > self.n_rows {
+            return (kernels().dequantize)(self.dtype, &self.bytes[i * n..(i + 1) * n], out);
+        }
+        let mut row = vec![0; n];
+        interleave::row(self.dtype, &self.bytes[first * n..(first + PANEL_ROWS) * n], i - first, &mut row);
+        (kernels().dequantize)(self.dtype, &row, out);
     }
+
+    /// Tells the system that the matrix will not be read soon; see [`Bytes::give_back`].
+    pub fn give_back(&self) {
+        self.bytes.give_back(0..self.bytes.len());
+    }
+}
+
+/// What becomes of the matrices that a loader takes out.
+#[derive(Clone, Copy)]
+enum Matrices<'a> {
+    /// They stay where they are stored.
+    Mapped,
+    /// They are interleaved into memory of their own.
+    Repacked(&'a Repack<'a>),
+    /// They stay, and their names are noted.
+    Noted(&'a RefCell<Vec<String>>),
 }
 
 /// Takes tensors out of a file by name, checking that each has the expected shape and a runnable type.
@@ -46,9 +81,25 @@ impl Weight {
 pub struct Loader<'a> {
     /// The file.
     pub gguf: &'a Gguf,
+    matrices: Matrices<'a>,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
+    /// A loader that leaves matrices where they are stored.
+    pub fn mapped(gguf: &'a Gguf) -> Loader<'a> {
+        Loader { gguf, matrices: Matrices::Mapped }
+    }
+
+    /// A loader that interleaves matrices as `repack` does.
+    pub fn repacking(gguf: &'a Gguf, repack: &'a Repack<'a>) -> Loader<'a> {
+        Loader { gguf, matrices: Matrices::Repacked(repack) }
+    }
+
+    /// A loader that leaves matrices where they are stored and notes in `names` which are asked for.
+    pub fn noting(gguf: &'a Gguf, names: &'a RefCell<Vec<String>>) -> Loader<'a> {
+        Loader { gguf, matrices: Matrices::Noted(names) }
+    }
+
     /// Whether the file has the tensor.
     pub fn has(&self, name: &str) -> bool {
         self.gguf.tensor(name).is_some()
@@ -62,8 +113,29 @@ impl Loader<'_> {
         }
     }
 
-    /// A matrix `[n_rows, n_cols]`. A tensor of more dimensions is taken as a matrix of its outermost dimension.
+    /// A matrix `[n_rows, n_cols]` that is multiplied with. A tensor of more dimensions is taken as a matrix of its
+    /// outermost dimension.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another shape or of a type without kernels; a repacking loader that is cancelled or
+    /// finds no memory.
     pub fn weight(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
+        let weight = self.table(name, n_rows, n_cols)?;
+        match self.matrices {
+            Matrices::Repacked(repack) if weight.layout == Layout::Rows && n_rows >= PANEL_ROWS => repack.run(&weight),
+            Matrices::Noted(names) => {
+                names.borrow_mut().push(name.to_owned());
+                Ok(weight)
+            }
+            _ => Ok(weight),
+        }
+    }
+
+    /// A matrix `[n_rows, n_cols]` whose rows are looked up one by one: it stays where it is stored.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another shape or of a type without kernels.
+    pub fn table(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
         let info = self.info(name)?;
         let (rows, cols) = match info.shape.as_slice() {
             [] => (1, 1),
@@ -87,7 +159,7 @@ impl Loader<'_> {
                 info.dtype
             );
         }
-        Ok(Weight { dtype: info.dtype, n_rows, n_cols, bytes: self.gguf.bytes(info) })
+        Ok(Weight { dtype: info.dtype, layout: Layout::Rows, n_rows, n_cols, bytes: self.gguf.bytes(info) })
     }
 
     /// A vector of `n` floats, whatever it is stored as: norms, biases, embeddings that are added.

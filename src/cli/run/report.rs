@@ -19,20 +19,11 @@ impl Progress {
         Progress { shown, bar: RefCell::new(ProgressBar::hidden()) }
     }
 
-    /// Says what begins, of which nobody knows how long it takes.
-    pub fn message(&self, what: &'static str) {
-        self.begin(what, "{msg} …");
-    }
-
     /// Says what begins; [`Progress::set`] tells how much of it is done.
     pub fn start(&self, what: &'static str) {
-        self.begin(what, "{msg} [{bar:30}] {percent}%");
-    }
-
-    fn begin(&self, what: &'static str, template: &str) {
         self.finish();
         let target = if self.shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let style = ProgressStyle::with_template(template).expect("the template is valid");
+        let style = ProgressStyle::with_template("{msg} [{bar:30}] {percent}%").expect("the template is valid");
         let bar = ProgressBar::with_draw_target(Some(1000), target).with_style(style).with_message(what);
         bar.tick();
         self.bar.replace(bar);
