@@ -44,6 +44,14 @@ pub struct Kernels {
     /// Adds to `acc: [n_tokens][row]` the product of a panel's first `n` columns with those of `x: [n_tokens, n_cols]` from
     /// `first` on: (panel, n, x, n_cols, first, acc). The product is one chain of fused multiply-adds from 0 in column order.
     pub dot_float: fn(&FloatPanel, usize, &[f32], usize, usize, &mut [[f32; PANEL_ROWS]]),
+    /// Adds to `acc: [n_tokens][row]` the product of 16 whole rows of a quantized type with at most [`FEW`] tokens:
+    /// (dtype, rows, x, acc). The bits are those of [`unpack`](Self::unpack) and [`dot`](Self::dot), panel by panel.
+    ///
+    /// [`FEW`]: crate::panel::FEW
+    pub dot_few: fn(Dtype, &Source<'_>, Columns<'_>, &mut [[f32; PANEL_ROWS]]),
+    /// The same for F32, F16 and BF16 and `x: [n_tokens, n_cols]`, with the bits of [`unpack_float`](Self::unpack_float)
+    /// and [`dot_float`](Self::dot_float).
+    pub dot_few_float: fn(Dtype, &Source<'_>, &[f32], &mut [[f32; PANEL_ROWS]]),
     /// `y = x / sqrt(mean(x²) + eps) · w`. (x, w, eps, y), all of one length.
     pub rms_norm: fn(&[f32], &[f32], f32, &mut [f32]),
     /// `y = (x - mean) / sqrt(var + eps) · w + b`. (x, w, b, eps, y), all of one length.

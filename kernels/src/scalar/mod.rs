@@ -5,6 +5,7 @@ mod attention;
 pub(crate) mod dequantize;
 pub(crate) mod dot;
 mod elementwise;
+pub(crate) mod few;
 pub(crate) mod norm;
 pub(crate) mod quantize;
 mod rope;
@@ -24,6 +25,8 @@ pub fn table() -> Kernels {
         quantize: quantize::quantize,
         dot: dot::dot,
         dot_float: dot::dot_float,
+        dot_few: few::dot_few,
+        dot_few_float: few::dot_few_float,
         rms_norm: norm::rms_norm,
         layer_norm: norm::layer_norm,
         silu_mul: activation::silu_mul,

@@ -8,6 +8,7 @@ mod attention;
 mod dequantize;
 mod dot;
 mod elementwise;
+mod few;
 mod norm;
 mod quantize;
 mod rope;
@@ -26,6 +27,8 @@ pub(super) fn extend(table: &mut Kernels) {
     table.quantize = quantize::quantize;
     table.dot = dot::dot;
     table.dot_float = dot::dot_float;
+    table.dot_few = few::dot_few;
+    table.dot_few_float = few::dot_few_float;
     extend_math(table);
 }
 
