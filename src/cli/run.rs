@@ -7,12 +7,14 @@ use super::arguments::unescape;
 use super::{printable, printed, read_text, say};
 use crate::media::{self, DecodeOptions, Filter};
 use crate::pipelines::{
-    Cancel, Engine, EngineOptions, Finish, Generation, KvType, Session, SessionOptions, find_mmproj,
+    Cancel, Engine, EngineOptions, Finish, Generation, ImageTokens, KvType, Reduction, Session, SessionOptions,
+    find_mmproj,
 };
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Error, ErrorKind, Result, bail};
 use report::{Progress, Report};
 use std::io::{IsTerminal, StdoutLock, Write};
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -114,6 +116,16 @@ pub struct Args {
     /// Filter that pictures are resized with: bicubic, bilinear, lanczos or box
     #[arg(long, value_name = "FILTER", help_heading = "Pictures")]
     image_filter: Option<Filter>,
+
+    /// Most tokens that each picture takes in the prompt, newlines of a tiled one included: fewer make it quicker to read, and
+    /// details may be lost [default: as many as the model makes]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)), help_heading = "Pictures")]
+    image_tokens: Option<u32>,
+
+    /// How they are made fewer: saliency keeps the patches that the encoder looks at and that stand for others, and merges
+    /// the rest into them, each tile having its share; downsample averages the grid of patches to the largest that fits
+    #[arg(long, value_name = "HOW", default_value = "saliency", requires = "image_tokens", help_heading = "Pictures")]
+    image_tokens_by: Reduction,
 
     /// Colour under transparent pixels: white, black, grey or #rrggbb
     #[arg(long, value_name = "COLOUR", default_value = "white", value_parser = media::decode::parse_color, help_heading = "Pictures")]
@@ -236,6 +248,7 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         let encoded = engine.encode_image(&image, Some(&cancel), Some(&mut show))?;
         report.encode += start.elapsed();
         report.n_image += encoded.n_tokens();
+        report.n_image_all += encoded.n_tokens_all();
         images.push(encoded);
     }
     progress.finish();
@@ -338,6 +351,10 @@ fn load(args: &Args, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine>
         chat_template,
         image_fit: args.image_fit.clone(),
         image_filter: args.image_filter,
+        image_tokens: args
+            .image_tokens
+            .and_then(|n| NonZeroUsize::new(n as usize))
+            .map(|n| ImageTokens { n, by: args.image_tokens_by }),
     };
     let Some(model) = &args.model else {
         if let Some(mmproj) = &args.mmproj {

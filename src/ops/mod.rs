@@ -10,7 +10,7 @@ pub use trace::Trace;
 use crate::device::Cpu;
 use crate::tensor::Weight;
 use crate::{Error, ErrorKind, Result};
-use mmq_kernels::{Activations, Attention, Kv};
+use mmq_kernels::{Activations, Attention, Dtype, Kv, Weights};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What a forward pass runs in: the device, the buffers that live from call to call, and who is watching.
@@ -96,6 +96,15 @@ pub fn linear<const N: usize>(cx: &mut Cx<'_>, x: &[f32], layers: [(&Linear, &mu
             add_rows(cx, out, bias);
         }
     }
+}
+
+/// Products of all rows of `x: [n, width]` with each other, in single precision: `out` becomes `[n, n]`.
+pub fn products(cx: &mut Cx<'_>, x: &[f32], width: usize, out: &mut Vec<f32>) {
+    let n = x.len() / width;
+    let data: Vec<u8> = x.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let rows = Weights { dtype: Dtype::F32, n_rows: n, n_cols: width, data: &data };
+    out.resize(n * n, 0.0);
+    mmq_kernels::matmul(&cx.device.team, rows, x, cx.activations, out);
 }
 
 /// Adds `bias: [width]` to each row of `x`.
