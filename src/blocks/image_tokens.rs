@@ -176,3 +176,133 @@ impl Grid {
         places
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Cpu;
+    use mmq_kernels::Activations;
+
+    const N_PATCH: usize = 36;
+    const WIDTH: usize = 10;
+
+    fn crop(i: usize, n_newline: usize) -> Grid {
+        Grid { rows: 6, cols: 6, n_newline, features: (i * N_PATCH..(i + 1) * N_PATCH).collect() }
+    }
+
+    /// One crop; one with a newline at its end; crops without newlines; an overview and 2 x 1 tiles, two rows of which show
+    /// padding; tiles that show nothing.
+    fn layouts() -> [Layout; 5] {
+        let tile = |row: usize, col: usize| (1 + col / 6) * N_PATCH + row * 6 + col % 6;
+        let features = (1..5).flat_map(|row| (0..12).map(move |col| tile(row, col))).collect();
+        let tiles = Grid { rows: 4, cols: 12, n_newline: 4, features };
+        let nothing = Grid { rows: 6, cols: 0, n_newline: 6, features: Vec::new() };
+        [
+            vec![crop(0, 0)],
+            vec![crop(0, 1)],
+            vec![crop(0, 0), crop(1, 0), crop(2, 0)],
+            vec![crop(0, 0), tiles],
+            vec![crop(0, 0), nothing],
+        ]
+        .map(|grids| Layout { grids })
+    }
+
+    /// Features of three crops whose last value is their number, and saliencies.
+    fn features() -> (Vec<f32>, Vec<f32>) {
+        let noise = |i: usize| ((i as u64 * 0x9e37_79b9_7f4a_7c15) >> 40) as f32 / (1 << 24) as f32;
+        let mut x: Vec<f32> = (0..3 * N_PATCH * WIDTH).map(noise).collect();
+        x.chunks_exact_mut(WIDTH).enumerate().for_each(|(i, row)| row[WIDTH - 1] = i as f32 / 1000.0);
+        (x, (0..3 * N_PATCH).map(|i| noise(i + 5000)).collect())
+    }
+
+    fn keep(layout: &Layout, n: usize) -> (Vec<f32>, Vec<Place>) {
+        let (x, saliency) = features();
+        let cpu = Cpu::new(Some(2));
+        layout.keep_salient(&mut Cx::new(&cpu, &mut Activations::default()), &x, WIDTH, &saliency, N_PATCH, n)
+    }
+
+    /// Every row has one place.
+    fn assert_complete(rows: &[f32], places: &[Place]) {
+        let mut used: Vec<usize> = places.iter().flatten().copied().collect();
+        used.sort_unstable();
+        assert_eq!(used, (0..rows.len() / WIDTH).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn all_places_are_in_order() {
+        let places = layouts().map(|layout| layout.places());
+        assert_eq!(places[0], (0..36).map(Some).collect::<Vec<_>>());
+        assert_eq!(places[1], (0..36).map(Some).chain([None]).collect::<Vec<_>>());
+        assert_eq!(places[2], (0..108).map(Some).collect::<Vec<_>>());
+        let row: Vec<Place> = (42..48).chain(78..84).map(Some).chain([None]).collect();
+        assert_eq!(places[3][..36], places[0]);
+        assert_eq!((&places[3][36..49], places[3].len()), (row.as_slice(), 36 + 4 * 13));
+        assert_eq!(places[4][36..], [None; 6]);
+    }
+
+    #[test]
+    fn the_salient_take_exactly_what_they_may() {
+        for layout in layouts() {
+            let (all, n_newline) = (layout.len(), layout.places().iter().filter(|place| place.is_none()).count());
+            for n in 1..=all {
+                let (rows, places) = keep(&layout, n);
+                assert_eq!(places.len(), n);
+                assert_complete(&rows, &places);
+                let newlines = places.iter().filter(|place| place.is_none()).count();
+                assert!(newlines.abs_diff(n * n_newline / all) <= 1 && newlines <= n_newline, "{newlines} of {n}");
+                assert!(n == 1 || n_newline == 0 || places[n - 1].is_none(), "{n}");
+            }
+            let (x, _) = features();
+            let expected: Vec<_> =
+                layout.places().iter().map(|place| place.map(|i| &x[i * WIDTH..][..WIDTH])).collect();
+            let (rows, places) = keep(&layout, all);
+            let kept: Vec<_> = places.iter().map(|place| place.map(|i| &rows[i * WIDTH..][..WIDTH])).collect();
+            assert_eq!(kept, expected);
+        }
+    }
+
+    #[test]
+    fn each_crop_has_its_share_in_order() {
+        let (rows, places) = keep(&layouts()[2], 27);
+        assert_eq!(places, (0..27).map(Some).collect::<Vec<_>>());
+        assert_eq!(rows.len(), 27 * WIDTH);
+        // 36 + 48 patches and 4 newlines to 22: one newline and 9 + 12 patches, rows of the two tiles in turns.
+        let (rows, places) = keep(&layouts()[3], 22);
+        assert_eq!(places[..9], (0..9).map(Some).collect::<Vec<_>>());
+        assert_eq!((rows.len(), places[21]), (21 * WIDTH, None));
+        let tiles: Vec<usize> = places[9..21].iter().flatten().copied().collect();
+        for tile in [9..15, 15..21] {
+            let of_tile: Vec<usize> = tiles.iter().copied().filter(|row| tile.contains(row)).collect();
+            assert_eq!(of_tile, tile.collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn downsampled_pictures_fit() {
+        let (x, _) = features();
+        for layout in layouts() {
+            for n in 1..layout.len() {
+                let (rows, places) = layout.downsample(&x, WIDTH, n);
+                assert!((1..=n).contains(&places.len()), "{} of {n}", places.len());
+                assert!(places[0].is_some());
+                assert_complete(&rows, &places);
+            }
+        }
+        let (rows, places) = layouts()[0].downsample(&x, WIDTH, 18);
+        assert_eq!(rows, select::pool(&x[..36 * WIDTH], (6, 6), WIDTH, (4, 4)));
+        assert_eq!(places.len(), 16);
+        // The overview to 3 x 3, and the tiles to 2 x 6 with newlines.
+        let (_, places) = layouts()[3].downsample(&x, WIDTH, 24);
+        let newlines: Vec<usize> = (0..places.len()).filter(|i| places[*i].is_none()).collect();
+        assert_eq!((places.len(), newlines), (23, vec![15, 22]));
+    }
+
+    #[test]
+    fn reductions_have_names() {
+        for reduction in Reduction::ALL {
+            assert_eq!(reduction.name().parse::<Reduction>().unwrap(), reduction);
+        }
+        let error = "box".parse::<Reduction>().unwrap_err().to_string();
+        assert!(error.contains("saliency") && error.contains("downsample"), "{error}");
+    }
+}

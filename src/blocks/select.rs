@@ -119,7 +119,7 @@ fn cosines(cx: &mut Cx<'_>, x: &[f32], width: usize) -> Vec<f32> {
         row.iter_mut().for_each(|x| *x *= scale);
     }
     let mut cosines = Vec::new();
-    ops::products(cx, &unit, width, &mut cosines);
+    ops::gram(cx, &unit, width, &mut cosines);
     cosines
 }
 
@@ -171,8 +171,9 @@ pub fn shares(n: usize, sizes: &[usize]) -> Vec<usize> {
 /// which newlines take `n_newline` for every `rows` rows or fewer. `None` if not one place fits.
 pub fn coarser(n: usize, rows: usize, cols: usize, n_newline: usize) -> Option<(usize, usize)> {
     let fits = (1..=rows).filter_map(|r| {
-        let c = (n.checked_sub((r * n_newline).div_ceil(rows))? / r).min(cols);
         // At most one row or column off the true proportions.
+        let most = (r * cols + rows.max(cols)) / rows;
+        let c = (n.checked_sub((r * n_newline).div_ceil(rows))? / r).min(cols).min(most);
         let off = (c * rows).abs_diff(r * cols);
         (c > 0 && off <= rows.max(cols)).then_some((r, c, off))
     });
@@ -206,4 +207,180 @@ fn parts(from: usize, to: usize) -> Vec<Vec<(usize, f32)>> {
         (start / to..end.div_ceil(to)).map(|place| (place, share(place))).collect()
     };
     (0..to).map(part).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Cpu;
+    use mmq_kernels::Activations;
+
+    fn noise(n: usize, mut seed: u64) -> Vec<f32> {
+        let mut next = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 40) as f32 / (1 << 24) as f32
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    /// Rows around a few centres, so that there is something to stand for.
+    fn clusters(n_rows: usize, width: usize, seed: u64) -> Vec<f32> {
+        let (centres, off) = (noise(5 * width, seed), noise(n_rows * width, seed + 1));
+        let centre = |i: usize| centres[i / width * 7 % 5 * width + i % width];
+        off.iter().enumerate().map(|(i, off)| 2.0 * centre(i) - 1.0 + 0.6 * off).collect()
+    }
+
+    fn choose(x: &[f32], width: usize, saliency: &[f32], n: usize, n_threads: usize) -> Selection {
+        let cpu = Cpu::new(Some(n_threads));
+        select(&mut Cx::new(&cpu, &mut Activations::default()), x, width, saliency, n)
+    }
+
+    fn plain_cosine(x: &[f32], width: usize, a: usize, b: usize) -> f64 {
+        let row = |i: usize| x[i * width..][..width].iter().map(|x| f64::from(*x));
+        let dot = |a: usize, b: usize| row(a).zip(row(b)).map(|(a, b)| a * b).sum::<f64>();
+        dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+    }
+
+    /// Every step looks at every row, in double precision.
+    fn plain(x: &[f32], width: usize, saliency: &[f32], n: usize) -> Vec<usize> {
+        let n_rows = saliency.len();
+        let cosine = |a, b| plain_cosine(x, width, a, b);
+        let mut kept: Vec<usize> = Vec::new();
+        while kept.len() < n {
+            let covered = |row: usize, kept: &[usize]| kept.iter().map(|k| cosine(*k, row)).fold(0.0, f64::max);
+            let score = |row: usize| {
+                let added = |other: usize| (cosine(row, other) - covered(other, &kept)).max(0.0);
+                f64::from(saliency[row]) * (0..n_rows).map(added).sum::<f64>()
+            };
+            let left = (0..n_rows).filter(|row| !kept.contains(row));
+            kept.push(left.max_by(|a, b| score(*a).total_cmp(&score(*b))).unwrap());
+        }
+        kept.sort_unstable();
+        kept
+    }
+
+    #[test]
+    fn it_chooses_what_the_plain_greedy_does() {
+        for (n_rows, width, seed) in [(1, 3, 1), (20, 7, 2), (36, 48, 3), (40, 64, 4)] {
+            let (x, saliency) = (clusters(n_rows, width, seed), noise(n_rows, seed + 9));
+            for n in [1, 2, n_rows / 4, n_rows / 2, n_rows - 1].into_iter().filter(|n| *n > 0) {
+                let chosen = choose(&x, width, &saliency, n, 2);
+                assert_eq!(chosen.kept, plain(&x, width, &saliency, n), "{n} of {n_rows}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_others_go_to_their_nearest_and_weights_make_a_mean() {
+        let (n_rows, width, n) = (40, 24, 9);
+        let (x, saliency) = (clusters(n_rows, width, 5), noise(n_rows, 6));
+        let chosen = choose(&x, width, &saliency, n, 2);
+        let merged = chosen.merge(&x, width);
+        let mut sums = vec![0f64; n * width];
+        let mut weights = vec![0f64; n];
+        for row in 0..n_rows {
+            let cosine = |to: &usize| plain_cosine(&x, width, *to, row);
+            let nearest = chosen.kept.iter().max_by(|a, b| cosine(a).total_cmp(&cosine(b))).unwrap();
+            let to = chosen.kept.binary_search(nearest).unwrap();
+            let weight = cosine(nearest).max(0.0);
+            assert_eq!(chosen.goes_to[row].0, to);
+            assert!((f64::from(chosen.goes_to[row].1) - weight).abs() < 1e-5);
+            weights[to] += weight;
+            for i in 0..width {
+                sums[to * width + i] += weight * f64::from(x[row * width + i]);
+            }
+        }
+        for (i, merged) in merged.iter().enumerate() {
+            assert!((f64::from(*merged) - sums[i] / weights[i / width]).abs() < 1e-5);
+        }
+        // A column that is the same everywhere stays so.
+        let ones: Vec<f32> = chosen.merge(&vec![1.0; n_rows], 1);
+        assert!(ones.iter().all(|one| (one - 1.0).abs() < 1e-6), "{ones:?}");
+    }
+
+    #[test]
+    fn all_rows_are_themselves() {
+        let x = clusters(30, 16, 8);
+        let chosen = choose(&x, 16, &noise(30, 1), 30, 1);
+        assert_eq!(chosen.kept, (0..30).collect::<Vec<_>>());
+        assert_eq!(chosen.merge(&x, 16), x);
+    }
+
+    #[test]
+    fn threads_change_nothing() {
+        let (x, saliency) = (clusters(200, 96, 11), noise(200, 12));
+        let one = choose(&x, 96, &saliency, 50, 1);
+        for n_threads in [2, 3, 7] {
+            assert_eq!(choose(&x, 96, &saliency, 50, n_threads), one, "{n_threads} threads");
+        }
+    }
+
+    #[test]
+    fn rows_that_are_zero_or_no_numbers_do_no_harm() {
+        let mut x = clusters(20, 8, 3);
+        x[..16].fill(0.0);
+        let chosen = choose(&x, 8, &noise(20, 4), 20, 2);
+        assert_eq!(chosen.kept.len(), 20);
+        for bad in [f32::NAN, f32::INFINITY, f32::MAX] {
+            x[40] = bad;
+            for saliency in [vec![bad; 20], vec![0.0; 20], noise(20, 4)] {
+                let chosen = choose(&x, 8, &saliency, 5, 2);
+                assert!(chosen.kept.is_sorted_by(|a, b| a < b) && chosen.kept.len() == 5, "{:?}", chosen.kept);
+                assert_eq!(chosen.merge(&x, 8).len(), 40);
+            }
+        }
+    }
+
+    #[test]
+    fn shares_are_in_proportion() {
+        assert_eq!(shares(10, &[100, 100]), [5, 5]);
+        assert_eq!(shares(3, &[576, 576, 288, 288]), [1, 1, 1, 0]);
+        assert_eq!(shares(1, &[5, 9, 9]), [0, 1, 0]);
+        assert_eq!(shares(0, &[0, 4]), [0, 0]);
+        for n in 0..=47 {
+            let sizes = [24, 0, 17, 6];
+            let shares = shares(n, &sizes);
+            assert_eq!(shares.iter().sum::<usize>(), n);
+            for (share, size) in shares.iter().zip(sizes) {
+                assert!(*share <= size && (*share as f64 - (n * size) as f64 / 47.0).abs() < 1.0, "{n}: {shares:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn coarser_grids_fit_and_keep_their_proportions() {
+        assert_eq!(coarser(128, 24, 24, 0), Some((11, 11)));
+        assert_eq!(coarser(64, 24, 24, 0), Some((8, 8)));
+        assert_eq!(coarser(18, 6, 6, 0), Some((4, 4)));
+        assert_eq!(coarser(577, 24, 24, 1), Some((24, 24)));
+        assert_eq!(coarser(1, 48, 30, 48), None);
+        assert_eq!(coarser(2, 48, 30, 48), Some((1, 1)));
+        assert_eq!(coarser(9, 5, 0, 5), None);
+        for (rows, cols, n_newline) in [(24, 24, 0), (24, 24, 1), (48, 29, 48), (7, 72, 7), (72, 1, 72)] {
+            let mut before = 0;
+            for n in 2..=rows * cols + n_newline {
+                let (r, c) = coarser(n, rows, cols, n_newline).unwrap_or_else(|| panic!("{n} in {rows}x{cols}"));
+                assert!(r <= rows && c <= cols && r * c + (r * n_newline).div_ceil(rows) <= n, "{n}: {r}x{c}");
+                assert!(r * c >= before, "{n}: {r}x{c}");
+                before = r * c;
+            }
+            assert_eq!(before, rows * cols);
+        }
+    }
+
+    #[test]
+    fn pooling_is_the_mean_of_areas() {
+        let x = noise(6 * 6 * 4, 7);
+        assert_eq!(pool(&x, (6, 6), 4, (6, 6)), x);
+        // A line of three to a line of two: each takes one and a half.
+        let pooled = pool(&[3.0, 6.0, 12.0], (1, 3), 1, (1, 2));
+        assert!((pooled[0] - 4.0).abs() < 1e-6 && (pooled[1] - 10.0).abs() < 1e-6, "{pooled:?}");
+        let pooled = pool(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], (4, 2), 1, (2, 1));
+        assert_eq!(pooled, [2.5, 6.5]);
+        for to in [(1, 1), (2, 5), (5, 3), (4, 4)] {
+            let pooled = pool(&x, (6, 6), 4, to);
+            let mean = |x: &[f32]| x.iter().sum::<f32>() / x.len() as f32;
+            assert!((mean(&pooled) - mean(&x)).abs() < 1e-5);
+        }
+    }
 }

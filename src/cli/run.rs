@@ -1,15 +1,13 @@
 //! `mmq run`: a prompt and pictures in, an answer out.
 
-mod report;
+pub(super) mod report;
 mod sampling;
 
 use super::arguments::unescape;
-use super::{printable, printed, read_text, say};
+use super::image_tokens::ImageTokensArgs;
+use super::{catch_ctrl_c, printable, printed, read_text, say};
 use crate::media::{self, DecodeOptions, Filter};
-use crate::pipelines::{
-    Cancel, Engine, EngineOptions, Finish, Generation, ImageTokens, KvType, Reduction, Session, SessionOptions,
-    find_mmproj,
-};
+use crate::pipelines::{Engine, EngineOptions, Finish, Generation, KvType, Session, SessionOptions, find_mmproj};
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Error, ErrorKind, Result, bail};
 use report::{Progress, Report};
@@ -117,15 +115,8 @@ pub struct Args {
     #[arg(long, value_name = "FILTER", help_heading = "Pictures")]
     image_filter: Option<Filter>,
 
-    /// Most tokens that each picture takes in the prompt, newlines of a tiled one included: fewer make it quicker to read, and
-    /// details may be lost [default: as many as the model makes]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)), help_heading = "Pictures")]
-    image_tokens: Option<u32>,
-
-    /// How they are made fewer: saliency keeps the patches that the encoder looks at and that stand for others, and merges
-    /// the rest into them, each tile having its share; downsample averages the grid of patches to the largest that fits
-    #[arg(long, value_name = "HOW", default_value = "saliency", requires = "image_tokens", help_heading = "Pictures")]
-    image_tokens_by: Reduction,
+    #[command(flatten, next_help_heading = "Pictures")]
+    image_tokens: ImageTokensArgs,
 
     /// Colour under transparent pixels: white, black, grey or #rrggbb
     #[arg(long, value_name = "COLOUR", default_value = "white", value_parser = media::decode::parse_color, help_heading = "Pictures")]
@@ -186,7 +177,8 @@ impl Args {
     }
 }
 
-fn kv_type(name: &str) -> Result<KvType, String> {
+/// The type of stored keys or values that is called `name`.
+pub(super) fn kv_type(name: &str) -> Result<KvType, String> {
     match name {
         "f16" => Ok(KvType::F16),
         "f32" => Ok(KvType::F32),
@@ -196,17 +188,7 @@ fn kv_type(name: &str) -> Result<KvType, String> {
 
 /// Runs the command.
 pub fn run(args: &Args, notes: &[String]) -> Result<()> {
-    let cancel = Cancel::default();
-    let handler = cancel.clone();
-    // The second Ctrl-C ends the program at once: the first waits for the layer at work.
-    let handler = move || {
-        if handler.is_cancelled() {
-            std::process::exit(130);
-        }
-        handler.cancel();
-    };
-    ctrlc::set_handler(handler).map_err(|e| Error::new(ErrorKind::Io, format!("Ctrl-C cannot be caught: {e}")))?;
-
+    let cancel = catch_ctrl_c()?;
     let progress = Progress::new(!args.quiet);
     let mut report = Report::default();
     let note = |text: &str| {
@@ -218,7 +200,7 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     let options = SessionOptions {
         n_ctx: args.ctx_size as usize,
         n_ubatch: args.ubatch_size.min(args.batch_size) as usize,
-        kv_type: kv_pair(args)?,
+        kv_type: kv_pair(args.cache_type_k, args.cache_type_v)?,
         sampler: args.sampling.params()?,
     };
     let sources = image_sources(&args.image)?;
@@ -351,10 +333,7 @@ fn load(args: &Args, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine>
         chat_template,
         image_fit: args.image_fit.clone(),
         image_filter: args.image_filter,
-        image_tokens: args
-            .image_tokens
-            .and_then(|n| NonZeroUsize::new(n as usize))
-            .map(|n| ImageTokens { n, by: args.image_tokens_by }),
+        image_tokens: args.image_tokens.get(),
     };
     let Some(model) = &args.model else {
         if let Some(mmproj) = &args.mmproj {
@@ -380,11 +359,12 @@ fn load(args: &Args, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine>
     Engine::load(model, mmproj, &options)
 }
 
-fn kv_pair(args: &Args) -> Result<KvType> {
-    if args.cache_type_k != args.cache_type_v {
+/// What keys of type `k` and values of type `v` are stored as.
+pub(super) fn kv_pair(k: KvType, v: KvType) -> Result<KvType> {
+    if k != v {
         bail!(Usage, "-ctk and -ctv: keys and values must be of one type for now");
     }
-    Ok(args.cache_type_k)
+    Ok(k)
 }
 
 /// The prompt of -p, of -f, or of a pipe.
