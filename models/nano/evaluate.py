@@ -82,7 +82,7 @@ def main():
     p.add_argument("--torch", action="store_true", help="answer in PyTorch; needs --tokenizer")
     p.add_argument("--tokenizer", default="run/nano.model")
     p.add_argument("--image-tokens", type=int, metavar="N", help="the option of that name of mmq run; the model makes 36")
-    p.add_argument("--image-tokens-by", default="saliency", help="saliency or downsample")
+    p.add_argument("--image-tokens-by", default="saliency", help="saliency, coverage or downsample")
     p.add_argument("--wrong", type=int, default=10, help="wrong answers to show")
     p.add_argument("--sample", metavar="PNG", help="only write the sample picture and print its description")
     a = p.parse_args()

@@ -40,7 +40,7 @@ pub const ARCH: Architecture = Architecture {
             && gguf.tensor("mm.0.weight").is_some()
             && matches!(projector, "mlp" | "mlp_norm" | "linear")
     },
-    load: |gguf| Ok(Model::Vision(Box::new(Llava::load(gguf)?))),
+    load: |loader| Ok(Model::Vision(Box::new(Llava::load(loader)?))),
 };
 
 /// Most values of a picture's activations at any step: more than any model of this kind has. They take memory whatever the
@@ -57,8 +57,8 @@ pub struct Llava {
 
 impl Llava {
     /// Loads the weights, checking every shape.
-    pub fn load(gguf: &Gguf) -> Result<Llava> {
-        let loader = Loader { gguf };
+    pub fn load(loader: Loader<'_>) -> Result<Llava> {
+        let gguf = loader.gguf;
         let shape = vit_shape(gguf)?;
         let projector = Mlp::load(loader, shape.n_feature(), 1e-5)?;
         let newline = ["model.image_newline", "v.image_newline"].into_iter().find(|name| loader.has(name));
@@ -148,10 +148,11 @@ impl VisionModel for Llava {
         let (width, n_patch) = (self.vit.shape().n_feature(), self.vit.shape().n_patch());
         let (features, places) = match tokens {
             None => (features, layout.places()),
-            Some(ImageTokens { n, by: Reduction::Saliency }) => {
-                layout.keep_salient(cx, &features, width, &saliency, n_patch, n.get())
-            }
             Some(ImageTokens { n, by: Reduction::Downsample }) => layout.downsample(&features, width, n.get()),
+            Some(ImageTokens { n, .. }) => {
+                saliency.resize(crops.n_crops * n_patch, 1.0);
+                layout.select(cx, &features, width, &saliency, n_patch, n.get())
+            }
         };
 
         let projected = self.projector.forward(cx, features);

@@ -24,18 +24,22 @@ pub enum Reduction {
     /// newlines, which stand at even distances.
     #[default]
     Saliency,
+    /// As [`Reduction::Saliency`], but all features are taken to be equally salient: for encoders whose attention tells little,
+    /// as that of a class token that was never trained.
+    Coverage,
     /// The grid of features is averaged to the largest grid of nearly the same proportions that fits. The overview of a tiled
     /// picture and its tiles get shares in proportion.
     Downsample,
 }
 
 impl Reduction {
-    const ALL: [Reduction; 2] = [Reduction::Saliency, Reduction::Downsample];
+    const ALL: [Reduction; 3] = [Reduction::Saliency, Reduction::Coverage, Reduction::Downsample];
 
     /// The name that it is parsed from.
     pub fn name(self) -> &'static str {
         match self {
             Reduction::Saliency => "saliency",
+            Reduction::Coverage => "coverage",
             Reduction::Downsample => "downsample",
         }
     }
@@ -47,7 +51,7 @@ impl FromStr for Reduction {
     fn from_str(name: &str) -> Result<Reduction> {
         match Reduction::ALL.into_iter().find(|reduction| reduction.name() == name) {
             Some(reduction) => Ok(reduction),
-            None => bail!(Usage, "image tokens by \"{name}\": expected saliency or downsample"),
+            None => bail!(Usage, "image tokens by \"{name}\": expected saliency, coverage or downsample"),
         }
     }
 }
@@ -91,12 +95,13 @@ impl Layout {
         self.grids.iter().flat_map(|grid| grid.places(grid.n_newline, Some)).collect()
     }
 
-    /// Makes the encoder's features `x: [n_crops, n_patch, width]` fewer by [`Reduction::Saliency`], so that they take `n` places:
-    /// returns the rows that are left and the places in terms of them. `saliency: [n_crops, n_patch]`.
+    /// Makes the encoder's features `x: [n_crops, n_patch, width]` fewer by `saliency: [n_crops, n_patch]`
+    /// ([`Reduction::Saliency`], or [`Reduction::Coverage`] if they are all the same), so that they take `n` places: returns the
+    /// rows that are left and the places in terms of them.
     ///
     /// # Panics
     /// If it takes fewer than `n` places as it is, or `n` is 0.
-    pub fn keep_salient(
+    pub fn select(
         &self,
         cx: &mut Cx<'_>,
         x: &[f32],
@@ -218,7 +223,7 @@ mod tests {
     fn keep(layout: &Layout, n: usize) -> (Vec<f32>, Vec<Place>) {
         let (x, saliency) = features();
         let cpu = Cpu::new(Some(2));
-        layout.keep_salient(&mut Cx::new(&cpu, &mut Activations::default()), &x, WIDTH, &saliency, N_PATCH, n)
+        layout.select(&mut Cx::new(&cpu, &mut Activations::default()), &x, WIDTH, &saliency, N_PATCH, n)
     }
 
     /// Every row has one place.
@@ -303,6 +308,6 @@ mod tests {
             assert_eq!(reduction.name().parse::<Reduction>().unwrap(), reduction);
         }
         let error = "box".parse::<Reduction>().unwrap_err().to_string();
-        assert!(error.contains("saliency") && error.contains("downsample"), "{error}");
+        assert!(error.contains("box") && error.contains("coverage"), "{error}");
     }
 }

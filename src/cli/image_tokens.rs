@@ -12,7 +12,8 @@ pub struct ImageTokensArgs {
     image_tokens: Option<u32>,
 
     /// How they are made fewer: saliency keeps patches that the encoder looks at and that stand for others, and merges the
-    /// rest into them, every tile having its share; downsample averages the grid of patches to the largest that fits
+    /// rest into them, every tile having its share; coverage does so without regard to what the encoder looks at; downsample
+    /// averages the grid of patches to the largest that fits
     #[arg(long, value_name = "HOW", default_value = "saliency", requires = "image_tokens")]
     image_tokens_by: Reduction,
 }

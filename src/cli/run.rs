@@ -7,12 +7,13 @@ use super::arguments::unescape;
 use super::image_tokens::ImageTokensArgs;
 use super::{catch_ctrl_c, printable, printed, read_text, say};
 use crate::media::{self, DecodeOptions, Filter};
-use crate::pipelines::{Engine, EngineOptions, Finish, Generation, KvType, Session, SessionOptions, find_mmproj};
+use crate::pipelines::{
+    Engine, EngineOptions, Finish, Generation, KvType, Precision, Session, SessionOptions, find_mmproj,
+};
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Error, ErrorKind, Result, bail};
 use report::{Progress, Report};
 use std::io::{IsTerminal, StdoutLock, Write};
-use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -114,6 +115,10 @@ pub struct Args {
     /// Filter that pictures are resized with: bicubic, bilinear, lanczos or box
     #[arg(long, value_name = "FILTER", help_heading = "Pictures")]
     image_filter: Option<Filter>,
+
+    /// Precision of the vision encoder: f32, int8 (faster) or auto (int8 for files of float weights)
+    #[arg(long, value_name = "TYPE", default_value = "auto", help_heading = "Pictures")]
+    vision_precision: Precision,
 
     #[command(flatten, next_help_heading = "Pictures")]
     image_tokens: ImageTokensArgs,
@@ -333,6 +338,7 @@ fn load(args: &Args, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine>
         chat_template,
         image_fit: args.image_fit.clone(),
         image_filter: args.image_filter,
+        vision_precision: args.vision_precision,
         image_tokens: args.image_tokens.get(),
     };
     let Some(model) = &args.model else {
