@@ -3,6 +3,7 @@
 pub mod llama;
 pub mod llava;
 
+use crate::blocks::image_tokens::ImageTokens;
 use crate::blocks::kv_cache::{KvCache, KvType};
 use crate::gguf::Gguf;
 use crate::media::Image;
@@ -79,9 +80,17 @@ pub trait VisionModel: Send + Sync {
     fn preprocess(&self) -> &Preprocess;
     /// Overrides how pictures are fitted, for comparison with other programs.
     fn set_preprocess(&mut self, preprocess: Preprocess);
-    /// Encodes a picture to the rows that stand for it in the prompt: `[n_image_tokens, n_embd]`. `name` is appended to
-    /// the names of traced activations.
-    fn encode(&self, cx: &mut Cx<'_>, image: &Image, name: &str) -> Result<Vec<f32>>;
+    /// Encodes a picture to the rows that stand for it in the prompt, at most as many as `tokens` says. `name` is appended
+    /// to the names of traced activations.
+    fn encode(&self, cx: &mut Cx<'_>, image: &Image, tokens: Option<ImageTokens>, name: &str) -> Result<ImageRows>;
+}
+
+/// A picture as the text model takes it.
+pub struct ImageRows {
+    /// `[n_image_tokens, n_embd]`.
+    pub rows: Vec<f32>,
+    /// How many image tokens there would be without a limit.
+    pub n_all: usize,
 }
 
 /// The architectures that a file holds a part of: usually one; a text model and its mmproj may share a file.

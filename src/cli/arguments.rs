@@ -138,7 +138,7 @@ pub const RUN: &[Flag] = &[
         Value,
         Missing("give pictures with --image"),
     ),
-    (&["--image-min-tokens", "--image-max-tokens"], Value, Note(&[], "the model decides on the tokens of a picture")),
+    (&["--image-min-tokens", "--image-max-tokens"], Value, Note(&[], "--image-tokens N makes them fewer")),
     (&["--mtmd-batch-max-tokens"], Value, NOTHING),
     // Models from elsewhere.
     (&["-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-hft", "--hf-token"], Value, NO_DOWNLOAD),

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod bench;
+mod image_tokens;
 mod inspect;
 mod run;
 mod tokenize;

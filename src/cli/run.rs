@@ -4,6 +4,7 @@ pub(super) mod report;
 mod sampling;
 
 use super::arguments::unescape;
+use super::image_tokens::ImageTokensArgs;
 use super::{catch_ctrl_c, printable, printed, read_text, say};
 use crate::media::{self, DecodeOptions, Filter};
 use crate::pipelines::{
@@ -119,6 +120,9 @@ pub struct Args {
     #[arg(long, value_name = "TYPE", default_value = "auto", help_heading = "Pictures")]
     vision_precision: Precision,
 
+    #[command(flatten, next_help_heading = "Pictures")]
+    image_tokens: ImageTokensArgs,
+
     /// Colour under transparent pixels: white, black, grey or #rrggbb
     #[arg(long, value_name = "COLOUR", default_value = "white", value_parser = media::decode::parse_color, help_heading = "Pictures")]
     background: [u8; 3],
@@ -231,6 +235,7 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         let encoded = engine.encode_image(&image, Some(&cancel), Some(&mut show))?;
         report.encode += start.elapsed();
         report.n_image += encoded.n_tokens();
+        report.n_image_all += encoded.n_tokens_all();
         images.push(encoded);
     }
     progress.finish();
@@ -334,6 +339,7 @@ fn load(args: &Args, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine>
         image_fit: args.image_fit.clone(),
         image_filter: args.image_filter,
         vision_precision: args.vision_precision,
+        image_tokens: args.image_tokens.get(),
     };
     let Some(model) = &args.model else {
         if let Some(mmproj) = &args.mmproj {

@@ -5,6 +5,7 @@ mod prompt;
 mod session;
 pub mod verify;
 
+pub use crate::blocks::image_tokens::{ImageTokens, Reduction};
 pub use crate::blocks::kv_cache::KvType;
 pub use crate::tensor::Precision;
 pub use engine::{Engine, EngineOptions, ModelInfo, find_mmproj};

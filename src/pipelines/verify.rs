@@ -131,7 +131,7 @@ impl Runner {
                 let mut cx = Cx::new(device, &mut activations);
                 cx.trace = Some(trace);
                 for (i, image) in case.images.iter().enumerate() {
-                    model.encode(&mut cx, image, &format!(".{i}"))?;
+                    model.encode(&mut cx, image, None, &format!(".{i}"))?;
                 }
                 return Ok(Vec::new());
             }
