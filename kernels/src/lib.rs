@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod block;
+pub mod kv;
 pub mod matmul;
 pub mod panel;
 pub mod scalar;
@@ -16,6 +17,7 @@ pub mod x86;
 
 pub use attention::{Attention, Kv, attention, attention_with};
 pub use block::Dtype;
+pub use kv::{KvTiles, KvType, Side};
 pub use matmul::{Activations, Weights, matmul};
 pub use table::{Kernels, Level, kernels, levels};
 pub use team::Team;
