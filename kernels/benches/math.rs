@@ -1,5 +1,5 @@
 //! What activations, norms, attention and an empty region cost. `cargo bench -p mmq-kernels --bench math`; with
-//! `-- attention` at the end, attention alone.
+//! `-- NAME` at the end, attention of the shapes whose name contains it.
 
 use mmq_kernels::table::levels;
 use mmq_kernels::{Attention, Kernels, Kv, KvTiles, KvType, Side, Team, attention_with};
@@ -52,7 +52,7 @@ fn elements(table: &Kernels) {
     report("rope", &mut |x| (table.rope)(x, &w[..n / 2], &w[n / 2..]));
 }
 
-fn attentions(table: &Kernels, team: &Team) {
+fn attentions(table: &Kernels, team: &Team, only: &str) {
     use KvType::{F16, Q4_0, Q8_0};
     // (name, query heads, key heads, head_dim, queries, keys, type of keys and values if causal)
     let shapes = [
@@ -75,7 +75,7 @@ fn attentions(table: &Kernels, team: &Team) {
         ("decode 135M, 300", 9, 3, 64, 1, 300, Some(F16)),
         ("decode 135M, 100", 9, 3, 64, 1, 100, Some(F16)),
     ];
-    for (name, n_head, n_head_kv, head_dim, n_tokens, n_kv, kind) in shapes {
+    for (name, n_head, n_head_kv, head_dim, n_tokens, n_kv, kind) in shapes.iter().copied().filter(|s| s.0.contains(only)) {
         let (q, k, v) = (
             noise(n_tokens * n_head * head_dim),
             noise(n_kv * n_head_kv * head_dim),
@@ -123,13 +123,13 @@ fn attentions(table: &Kernels, team: &Team) {
 fn main() {
     let tables = levels();
     let only = std::env::args().nth(1).filter(|arg| arg != "--bench");
-    for table in tables.iter().filter(|_| only.as_deref() != Some("attention")) {
+    for table in tables.iter().filter(|_| only.is_none()) {
         elements(table);
     }
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     for n_threads in if threads > 1 { vec![1, threads] } else { vec![1] } {
         let team = Team::new(n_threads);
-        attentions(tables.last().expect("there is a scalar table"), &team);
+        attentions(tables.last().expect("there is a scalar table"), &team, only.as_deref().unwrap_or(""));
         let seconds = best(|| (0..10).for_each(|_| team.run(n_threads, &|_| ())));
         println!("{n_threads} threads\tempty region\t{:.0} ns", seconds * 1e8);
     }

@@ -330,10 +330,19 @@ impl Job<'_> {
         let expand = rows.len() >= EXPAND_ROWS;
         let end = ((c + 1) * KEY_CHUNK).min(self.seen(rows.end - 1));
         for start in (c * KEY_CHUNK..end).step_by(KEY_TILE) {
-            // Rows see more keys the later they are.
-            let first = rows.clone().find(|&r| self.seen(r) > start).map_or(rows.len(), |r| r - rows.start);
             n_keys.clear();
-            n_keys.extend(rows.clone().skip(first).map(|r| (self.seen(r) - start).min(KEY_TILE)));
+            // Rows see more keys the later they are: the first ones may see none of the tile.
+            let first = match self.a.causal {
+                Some(n_past) if n_past + rows.start / self.n_group() + 1 < start + KEY_TILE => {
+                    let first = (start.saturating_sub(n_past) * self.n_group()).max(rows.start);
+                    n_keys.extend((first..rows.end).map(|r| (self.seen(r) - start).min(KEY_TILE)));
+                    first - rows.start
+                }
+                _ => {
+                    n_keys.resize(rows.len(), (end - start).min(KEY_TILE));
+                    0
+                }
+            };
             let tile = Tile {
                 k: self.tile(Side::Keys, head, start, end, expand, k),
                 v: self.tile(Side::Values, head, start, end, expand, v),

@@ -79,11 +79,11 @@ pub struct Args {
     #[arg(short, long, value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..=1024), help_heading = "Memory and speed")]
     threads: i64,
 
-    /// Type of the stored keys, f16 or f32 [-ctk]
+    /// Type of the stored keys: f16, f32, q8_0 or q4_0 [-ctk]
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type, help_heading = "Memory and speed")]
     cache_type_k: KvType,
 
-    /// Type of the stored values, f16 or f32 [-ctv]
+    /// Type of the stored values: f16, f32, q8_0 or q4_0 [-ctv]
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type, help_heading = "Memory and speed")]
     cache_type_v: KvType,
 
@@ -175,10 +175,14 @@ impl Args {
 }
 
 fn kv_type(name: &str) -> Result<KvType, String> {
+    if let Some(kind) = KvType::ALL.into_iter().find(|kind| kind.name() == name) {
+        return Ok(kind);
+    }
     match name {
-        "f16" => Ok(KvType::F16),
-        "f32" => Ok(KvType::F32),
-        _ => Err("expected f16 or f32".into()),
+        "bf16" | "q4_1" | "iq4_nl" | "q5_0" | "q5_1" => {
+            Err(format!("{name} is not supported: take f16, f32, q8_0 or q4_0"))
+        }
+        _ => Err("expected f16, f32, q8_0 or q4_0".into()),
     }
 }
 
@@ -206,7 +210,8 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     let options = SessionOptions {
         n_ctx: args.ctx_size as usize,
         n_ubatch: args.ubatch_size.min(args.batch_size) as usize,
-        kv_type: kv_pair(args)?,
+        cache_type_k: args.cache_type_k,
+        cache_type_v: args.cache_type_v,
         sampler: args.sampling.params()?,
     };
     let sources = image_sources(&args.image)?;
@@ -361,13 +366,6 @@ fn load(args: &Args, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine>
     };
     progress.message("loading");
     Engine::load(model, mmproj, &options)
-}
-
-fn kv_pair(args: &Args) -> Result<KvType> {
-    if args.cache_type_k != args.cache_type_v {
-        bail!(Usage, "-ctk and -ctv: keys and values must be of one type for now");
-    }
-    Ok(args.cache_type_k)
 }
 
 /// The prompt of -p, of -f, or of a pipe.

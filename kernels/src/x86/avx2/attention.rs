@@ -86,24 +86,16 @@ fn scores<const R: usize, const KIND: u8>(q: &[f32], k: &[u8], p: &mut [Scores; 
     match KIND {
         F32 => {
             for (d, k) in k.as_chunks::<{ 4 * KEY_TILE }>().0.iter().take(dim).enumerate() {
-                let mut keys = [_mm256_setzero_ps(); KEYS];
-                for c in 0..KEYS {
-                    keys[c] = float_bytes(&k.as_chunks().0[c]);
-                }
-                add_products(&rows, d, keys, &mut sums);
+                add_products(&rows, d, |c| float_bytes(&k.as_chunks().0[c]), &mut sums);
             }
         }
         F16 => {
             for (d, k) in k.as_chunks::<{ 2 * KEY_TILE }>().0.iter().take(dim).enumerate() {
-                let mut keys = [_mm256_setzero_ps(); KEYS];
-                for c in 0..KEYS {
-                    keys[c] = half_bytes(&k.as_chunks().0[c]);
-                }
-                add_products(&rows, d, keys, &mut sums);
+                add_products(&rows, d, |c| half_bytes(&k.as_chunks().0[c]), &mut sums);
             }
         }
         _ => {
-            key_blocks::<KIND>(k, |d, keys| add_products(&rows, d, keys, &mut sums));
+            key_blocks::<KIND>(k, |d, keys| add_products(&rows, d, |c| keys[c], &mut sums));
         }
     }
     for i in 0..R {
@@ -142,13 +134,23 @@ fn key_blocks<const KIND: u8>(k: &[u8], mut f: impl FnMut(usize, [__m256; KEYS])
     }
 }
 
+/// `sums[i][c] += rows[i][d] · keys(c)`. The vectors of keys come one at a time: a register is left for no more.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn add_products<const R: usize>(rows: &[&[f32]; R], d: usize, keys: [__m256; KEYS], sums: &mut [[__m256; KEYS]; R]) {
+fn add_products<const R: usize>(
+    rows: &[&[f32]; R],
+    d: usize,
+    keys: impl Fn(usize) -> __m256,
+    sums: &mut [[__m256; KEYS]; R],
+) {
+    let mut q = [_mm256_setzero_ps(); R];
     for i in 0..R {
-        let q = _mm256_set1_ps(rows[i][d]);
-        for c in 0..KEYS {
-            sums[i][c] = _mm256_fmadd_ps(q, keys[c], sums[i][c]);
+        q[i] = _mm256_set1_ps(rows[i][d]);
+    }
+    for c in 0..KEYS {
+        let keys = keys(c);
+        for i in 0..R {
+            sums[i][c] = _mm256_fmadd_ps(q[i], keys, sums[i][c]);
         }
     }
 }
@@ -269,30 +271,24 @@ fn add_columns<const R: usize, const C: usize, const KIND: u8>(
     }
     let row_bytes = v.len() / KEY_TILE;
     for (j, v) in v.chunks_exact(row_bytes).enumerate().take(to.min(KEY_TILE)).skip(from) {
-        let mut values = [_mm256_setzero_ps(); C];
-        match KIND {
-            F32 => {
-                let v: &[[u8; 32]; C] = v.as_chunks().0[at..].first_chunk().expect("the columns lie inside the row");
-                for c in 0..C {
-                    values[c] = float_bytes(&v[c]);
-                }
-            }
-            F16 => {
-                let v: &[[u8; 16]; C] = v.as_chunks().0[at..].first_chunk().expect("the columns lie inside the row");
-                for c in 0..C {
-                    values[c] = half_bytes(&v[c]);
-                }
-            }
-            _ => {
-                for (b, values) in values.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                    *values = value_block::<KIND>(v, at / 4 + b);
-                }
-            }
-        }
+        let mut weights = [_mm256_setzero_ps(); R];
         for i in 0..R {
-            let weight = _mm256_set1_ps(p[i].as_flattened()[j]);
-            for c in 0..C {
-                sums[i][c] = _mm256_fmadd_ps(weight, values[c], sums[i][c]);
+            weights[i] = _mm256_set1_ps(p[i].as_flattened()[j]);
+        }
+        let mut block = [_mm256_setzero_ps(); 4];
+        for c in 0..C {
+            let values = match KIND {
+                F32 => float_bytes(&v.as_chunks().0[at + c]),
+                F16 => half_bytes(&v.as_chunks().0[at + c]),
+                _ => {
+                    if c % 4 == 0 {
+                        block = value_block::<KIND>(v, (at + c) / 4);
+                    }
+                    block[c % 4]
+                }
+            };
+            for i in 0..R {
+                sums[i][c] = _mm256_fmadd_ps(weights[i], values, sums[i][c]);
             }
         }
     }
