@@ -5,7 +5,7 @@
 //! millisecond or so, shorter than a time slice, and the fastest quarter of them counts: a busy machine then disturbs
 //! little. Decoding walks through 256 MB of weights, so that no piece is met in a near cache.
 
-use mmq_kernels::{Activations, Dtype, Team, Weights, kernels, matmul};
+use mmq_kernels::{Activations, Dtype, Input, Layout, Norm, Product, Team, Then, Weights, kernels, matmul};
 use std::time::Instant;
 
 const N_COLS: usize = 4096;
@@ -36,8 +36,11 @@ fn measure(team: &Team, dtype: Dtype) -> (f64, f64) {
     let mut act = Activations::default();
     let mut product = |n_rows: usize, n_tokens: usize, piece: usize, out: &mut [f32]| {
         let size = n_rows * row_bytes;
-        let w = Weights { dtype, n_rows, n_cols: N_COLS, data: &data[piece * size..][..size] };
-        matmul(team, w, &x[..n_tokens * N_COLS], &mut act, &mut out[..n_tokens * n_rows]);
+        let weights =
+            Weights { dtype, layout: Layout::Rows, n_rows, n_cols: N_COLS, data: &data[piece * size..][..size] };
+        let product = Product { weights, bias: None, then: Then::Store, out: &mut out[..n_tokens * n_rows] };
+        let input = Input { x: &x[..n_tokens * N_COLS], n_cols: N_COLS, norm: Norm::None };
+        matmul(team, input, &mut act, &mut [product]);
     };
     let mut out = vec![0.0; 577 * n_rows];
     let decode = time(4 * pieces, |i| product(n_rows, 1, i % pieces, &mut out));

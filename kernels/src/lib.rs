@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod block;
+pub mod interleave;
 pub mod kv;
 pub mod matmul;
 pub mod panel;
@@ -18,6 +19,6 @@ pub mod x86;
 pub use attention::{Attention, Kv, attention, attention_with};
 pub use block::Dtype;
 pub use kv::{KvTiles, KvType, Side};
-pub use matmul::{Activations, Weights, matmul};
+pub use matmul::{Activations, Input, Layout, Norm, Product, Then, Weights, matmul};
 pub use table::{Kernels, Level, kernels, levels};
 pub use team::Team;

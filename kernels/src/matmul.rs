@@ -1,37 +1,135 @@
-//! Matrix product of stored weights with float activations.
+//! Products of stored weights with float activations: one input, several weights, one region of the team.
 //!
 //! Quantized weights multiply activations that are rounded to 8 bits in blocks of 32 (integer dot products, float scales);
 //! F32, F16 and BF16 weights multiply the float activations as they are. Each output element is summed in an order that
-//! depends on the row length alone: never on the number of rows, of tokens, or of threads.
+//! depends on the row length alone: never on the number of rows, of tokens, or of threads, nor on how the weights lie.
 //!
 //! The rows are dealt to the team in panels of 16. A thread unpacks some columns of a panel into its first-level cache,
 //! multiplies them with all the tokens, and goes on to the next columns: the weights are read and unpacked once a call.
+//! What follows a product (bias, activation, gate, residual) is done on the sums while they are in that cache.
 
-use crate::panel::{Columns, FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel};
+use crate::panel::{Columns, FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel, Source};
 use crate::team::Disjoint;
 use crate::{Dtype, Kernels, Team, kernels};
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// A row-major matrix of stored weights.
+/// How the rows of a matrix lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// One row after the other, as GGUF stores them.
+    Rows,
+    /// Each 16 rows interleaved, see [`crate::interleave`]; the rows that make no 16 follow one after the other.
+    Panels,
+}
+
+/// A matrix of stored weights.
 #[derive(Clone, Copy)]
 pub struct Weights<'a> {
     /// Element type; must be runnable.
     pub dtype: Dtype,
+    /// How the rows lie.
+    pub layout: Layout,
     /// Output features.
     pub n_rows: usize,
     /// Input features; a whole number of blocks.
     pub n_cols: usize,
-    /// `n_rows` rows of `dtype.row_bytes(n_cols)` bytes.
+    /// `n_rows · dtype.row_bytes(n_cols)` bytes.
     pub data: &'a [u8],
 }
 
-/// Activations made ready for products: the 8-bit form of `[n_tokens, n_cols]` floats, made when a weight first asks for it.
-/// The buffers are kept from call to call.
+impl<'a> Weights<'a> {
+    fn row_bytes(&self) -> usize {
+        self.dtype.row_bytes(self.n_cols).expect("weights hold whole blocks")
+    }
+
+    fn check(&self) {
+        assert!(self.dtype.is_runnable(), "no kernels for {}", self.dtype);
+        assert_eq!(Some(self.data.len()), self.n_rows.checked_mul(self.row_bytes()));
+    }
+
+    /// Most columns that are unpacked at a time.
+    fn step(&self) -> usize {
+        if Form::of(self.dtype) == Form::Float { FLOAT_COLS } else { PANEL_COLS }
+    }
+
+    /// Columns `first..` of the panel of 16 rows from `row` on, as many as fit a panel. A panel that is not full repeats
+    /// the last row; those sums are dropped.
+    fn part(&self, row: usize, first: usize) -> Source<'a> {
+        let (weights, size) = self.dtype.block();
+        let bytes = first / weights * size..(first + self.step()).min(self.n_cols) / weights * size;
+        let row_bytes = self.row_bytes();
+        if self.layout == Layout::Panels && row + PANEL_ROWS <= self.n_rows {
+            return Source::Panel(&self.data[row * row_bytes..][PANEL_ROWS * bytes.start..PANEL_ROWS * bytes.end]);
+        }
+        Source::Rows(std::array::from_fn(|i| &self.data[(row + i).min(self.n_rows - 1) * row_bytes..][bytes.clone()]))
+    }
+}
+
+/// What is done to each row of an input before it is multiplied.
+#[derive(Clone, Copy)]
+pub enum Norm<'a> {
+    /// Nothing.
+    None,
+    /// RMSNorm.
+    Rms {
+        /// Scale, `[n_cols]`.
+        weight: &'a [f32],
+        /// Added to the mean of the squares.
+        eps: f32,
+    },
+    /// LayerNorm.
+    Layer {
+        /// Scale, `[n_cols]`.
+        weight: &'a [f32],
+        /// Shift, `[n_cols]`.
+        bias: &'a [f32],
+        /// Added to the variance.
+        eps: f32,
+    },
+}
+
+/// The input that products share.
+#[derive(Clone, Copy)]
+pub struct Input<'a> {
+    /// `[n_tokens, n_cols]`.
+    pub x: &'a [f32],
+    /// Width of a row.
+    pub n_cols: usize,
+    /// What is done to the rows first.
+    pub norm: Norm<'a>,
+}
+
+/// What becomes of the sums `y` of a product, bias included.
+#[derive(Clone, Copy)]
+pub enum Then<'a> {
+    /// `out = y`.
+    Store,
+    /// `out = out + y`: a residual connection.
+    Add,
+    /// `out = f(y)`, element by element.
+    Apply(fn(&mut [f32])),
+    /// `out = silu(y) · (up · x)`: the gated unit of LLaMA, `up` being of the same shape.
+    Gate(Weights<'a>),
+}
+
+/// One of several products of the same input.
+pub struct Product<'a> {
+    /// The matrix.
+    pub weights: Weights<'a>,
+    /// Added to each row of sums, `[n_rows]`.
+    pub bias: Option<&'a [f32]>,
+    /// What becomes of the sums.
+    pub then: Then<'a>,
+    /// `[n_tokens, n_rows]`.
+    pub out: &'a mut [f32],
+}
+
+/// The input of products in the forms that they need, kept so that the buffers live from call to call.
 #[derive(Default)]
 pub struct Activations {
-    /// Address, length and columns of the floats that the buffers were made from.
-    source: Option<(usize, usize, usize)>,
+    /// Normalised rows, where a float product wants them.
+    normed: Vec<f32>,
     q: Vec<i8>,
     scale: Vec<f32>,
     sum16: Vec<f32>,
@@ -39,40 +137,51 @@ pub struct Activations {
 }
 
 impl Activations {
-    /// Forgets the 8-bit form: call it when the floats that follow are not those of the call before.
-    pub fn reset(&mut self) {
-        self.source = None;
-    }
-
-    fn columns(&mut self, kernels: &Kernels, team: &Team, x: &[f32], n_cols: usize) -> Columns<'_> {
-        let source = (x.as_ptr() as usize, x.len(), n_cols);
-        if self.source != Some(source) {
-            self.source = None;
-            let n = x.len();
-            self.q.resize(n, 0);
-            self.scale.resize(n / 32, 0.0);
-            self.sum16.resize(n / 16, 0.0);
-            self.sum32.resize(n / 32, 0.0);
-            let q = Disjoint::new(&mut self.q);
-            let scale = Disjoint::new(&mut self.scale);
-            let sum16 = Disjoint::new(&mut self.sum16);
-            let sum32 = Disjoint::new(&mut self.sum32);
-            let part = |blocks: Range<usize>| {
-                let times = |n: usize| blocks.start * n..blocks.end * n;
-                // SAFETY: the ranges of blocks do not overlap, so neither do these multiples of them.
-                let (q, scale, sum16, sum32) =
-                    unsafe { (q.get(times(32)), scale.get(times(1)), sum16.get(times(2)), sum32.get(times(1))) };
-                (kernels.quantize)(&x[times(32)], q, scale, sum16, sum32);
-            };
-            // A few thousand values are done before another thread has woken up.
-            if n < 16 * 1024 {
-                part(0..n / 32)
-            } else {
-                team.split(n / 32, 1, &part)
-            }
-            self.source = Some(source);
+    /// Makes ready the floats (`floats`) or the 8-bit form (`rounded`) or both.
+    fn prepare(&mut self, k: &Kernels, team: &Team, input: Input<'_>, floats: bool, rounded: bool) {
+        let Input { x, n_cols, norm } = input;
+        let normed = !matches!(norm, Norm::None);
+        if !(normed && floats || rounded) {
+            return;
         }
-        Columns { n_cols, q: &self.q, scale: &self.scale, sum16: &self.sum16, sum32: &self.sum32 }
+        self.normed.resize(if normed && floats { x.len() } else { 0 }, 0.0);
+        let n = if rounded { x.len() } else { 0 };
+        self.q.resize(n, 0);
+        self.scale.resize(n / 32, 0.0);
+        self.sum16.resize(n / 16, 0.0);
+        self.sum32.resize(n / 32, 0.0);
+        let normed_rows = Disjoint::new(&mut self.normed);
+        let q = Disjoint::new(&mut self.q);
+        let scale = Disjoint::new(&mut self.scale);
+        let sum16 = Disjoint::new(&mut self.sum16);
+        let sum32 = Disjoint::new(&mut self.sum32);
+        let part = |tokens: Range<usize>| {
+            SCRATCH.with_borrow_mut(|Scratch { row, .. }| {
+                row.resize(n_cols, 0.0);
+                for t in tokens {
+                    let at = |size: usize| t * n_cols / size..(t + 1) * n_cols / size;
+                    let mut x = &x[at(1)];
+                    if normed {
+                        // SAFETY: each token belongs to one part.
+                        let y = if floats { unsafe { normed_rows.get(at(1)) } } else { &mut row[..] };
+                        match norm {
+                            Norm::None => {}
+                            Norm::Rms { weight, eps } => (k.rms_norm)(x, weight, eps, y),
+                            Norm::Layer { weight, bias, eps } => (k.layer_norm)(x, weight, bias, eps, y),
+                        }
+                        x = y;
+                    }
+                    if rounded {
+                        // SAFETY: as above.
+                        let (q, scale, sum16, sum32) =
+                            unsafe { (q.get(at(1)), scale.get(at(32)), sum16.get(at(16)), sum32.get(at(32))) };
+                        (k.quantize)(x, q, scale, sum16, sum32);
+                    }
+                }
+            });
+        };
+        // A few thousand values are done before another thread has woken up.
+        if x.len() < 16 * 1024 { part(0..x.len() / n_cols) } else { team.split(x.len() / n_cols, 1, &part) }
     }
 }
 
@@ -81,69 +190,185 @@ struct Scratch {
     panel: Box<Panel>,
     floats: Box<FloatPanel>,
     sums: Vec<[f32; PANEL_ROWS]>,
+    up: Vec<[f32; PANEL_ROWS]>,
+    row: Vec<f32>,
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> =
-        RefCell::new(Scratch { panel: Panel::new(), floats: FloatPanel::new(), sums: Vec::new() });
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
+        panel: Panel::new(),
+        floats: FloatPanel::new(),
+        sums: Vec::new(),
+        up: Vec::new(),
+        row: Vec::new(),
+    });
 }
 
-/// `out[t, r] = Σ_c w[r, c] · x[t, c]`, with `x: [n_tokens, n_cols]` and `out: [n_tokens, n_rows]`.
+/// The input as products read it.
+#[derive(Clone, Copy)]
+struct Ready<'a> {
+    n_tokens: usize,
+    n_cols: usize,
+    floats: &'a [f32],
+    columns: Columns<'a>,
+}
+
+/// `y[t, r] = Σ_c w[r, c] · x[t, c] + bias[r]` for each product, then what it asks for.
 ///
-/// `act` keeps the rounded form of `x` between the products that share it (q, k and v; gate and up).
-pub fn matmul(team: &Team, w: Weights<'_>, x: &[f32], act: &mut Activations, out: &mut [f32]) {
-    matmul_with(kernels(), team, w, x, act, out);
+/// # Panics
+/// If shapes do not fit together, or a type is not runnable.
+pub fn matmul(team: &Team, input: Input<'_>, act: &mut Activations, products: &mut [Product<'_>]) {
+    matmul_with(kernels(), team, input, act, products);
 }
 
 /// [`matmul`] with the kernels of a chosen level.
-pub fn matmul_with(k: &Kernels, team: &Team, w: Weights<'_>, x: &[f32], act: &mut Activations, out: &mut [f32]) {
-    assert!(w.dtype.is_runnable(), "no kernels for {}", w.dtype);
-    let row_bytes = w.dtype.row_bytes(w.n_cols).expect("weights hold whole blocks");
-    assert_eq!(Some(w.data.len()), w.n_rows.checked_mul(row_bytes));
-    if w.n_rows == 0 || w.n_cols == 0 || x.is_empty() {
-        return out.fill(0.0);
+pub fn matmul_with(k: &Kernels, team: &Team, input: Input<'_>, act: &mut Activations, products: &mut [Product<'_>]) {
+    let Input { x, n_cols, norm } = input;
+    assert!(n_cols > 0 && x.len().is_multiple_of(n_cols), "{} floats in rows of {n_cols}", x.len());
+    let n_tokens = x.len() / n_cols;
+    let (mut floats, mut rounded) = (false, false);
+    let mut cost = 0;
+    for p in &*products {
+        let mut matrices = vec![p.weights];
+        if let Then::Gate(up) = p.then {
+            assert_eq!((up.n_rows, up.n_cols), (p.weights.n_rows, p.weights.n_cols));
+            matrices.push(up);
+        }
+        for w in matrices {
+            w.check();
+            assert_eq!(w.n_cols, n_cols);
+            let float = Form::of(w.dtype) == Form::Float;
+            floats |= float;
+            rounded |= !float;
+            cost += w.n_rows * n_cols * n_tokens;
+        }
+        assert!(p.bias.is_none_or(|b| b.len() == p.weights.n_rows));
+        assert_eq!(p.out.len(), n_tokens * p.weights.n_rows);
     }
-    let n_tokens = x.len() / w.n_cols;
-    assert_eq!((x.len(), out.len()), (n_tokens * w.n_cols, n_tokens * w.n_rows));
+    if n_tokens == 0 {
+        return;
+    }
+    act.prepare(k, team, input, floats, rounded);
+    let ready = Ready {
+        n_tokens,
+        n_cols,
+        floats: if matches!(norm, Norm::None) { x } else { &act.normed },
+        columns: Columns { n_cols, q: &act.q, scale: &act.scale, sum16: &act.sum16, sum32: &act.sum32 },
+    };
+    let jobs: Vec<Job<'_>> = products.iter_mut().map(Job::new).collect();
+    let total: usize = jobs.iter().map(|job| job.n_bytes()).sum();
+    // Less work than this is done before another thread has noticed it.
+    const WORTH_A_REGION: usize = 32 * 1024;
+    let parts = if cost < WORTH_A_REGION { 1 } else { team.n_threads() };
+    team.run(parts, &|i| {
+        let mut bytes = total * i / parts..total * (i + 1) / parts;
+        for job in &jobs {
+            job.run(k, ready, job.panels(bytes.clone()));
+            let n = job.n_bytes();
+            bytes = bytes.start.saturating_sub(n)..bytes.end.saturating_sub(n);
+        }
+    });
+}
 
-    let form = Form::of(w.dtype);
-    let columns = (form != Form::Float).then(|| act.columns(k, team, x, w.n_cols));
-    let step = if columns.is_some() { PANEL_COLS } else { FLOAT_COLS };
-    let (weights, size) = w.dtype.block();
-    let out = Disjoint::new(out);
-    team.split(w.n_rows, PANEL_ROWS, &|rows| {
-        // Columns `first..` of the panel from `row` on. A panel that is not full repeats its last row; those sums are dropped.
-        let part = |row: usize, first: usize| -> [&[u8]; PANEL_ROWS] {
-            let bytes = first / weights * size..(first + step).min(w.n_cols) / weights * size;
-            std::array::from_fn(|i| &w.data[(row + i).min(w.n_rows - 1) * row_bytes..][bytes.clone()])
-        };
-        SCRATCH.with_borrow_mut(|Scratch { panel, floats, sums }| {
-            for first_row in rows.clone().step_by(PANEL_ROWS) {
-                sums.clear();
-                sums.resize(n_tokens, [0.0; PANEL_ROWS]);
-                for first in (0..w.n_cols).step_by(step) {
-                    let n = step.min(w.n_cols - first);
-                    let next =
-                        if first + step < w.n_cols { (first_row, first + step) } else { (first_row + PANEL_ROWS, 0) };
-                    match columns {
-                        Some(_) => (k.unpack)(w.dtype, &part(first_row, first), panel),
-                        None => (k.unpack_float)(w.dtype, &part(first_row, first), floats),
-                    }
-                    if next.0 < rows.end {
-                        (k.prefetch)(&part(next.0, next.1));
-                    }
-                    match columns {
-                        Some(x) => (k.dot)(form, panel, n, x, first, sums),
-                        None => (k.dot_float)(floats, n, x, w.n_cols, first, sums),
+/// A product whose panels several threads share.
+struct Job<'a> {
+    weights: Weights<'a>,
+    bias: Option<&'a [f32]>,
+    then: Then<'a>,
+    out: Disjoint<'a, f32>,
+}
+
+impl<'a> Job<'a> {
+    fn new(p: &'a mut Product<'_>) -> Job<'a> {
+        Job { weights: p.weights, bias: p.bias, then: p.then, out: Disjoint::new(p.out) }
+    }
+
+    fn n_panels(&self) -> usize {
+        self.weights.n_rows.div_ceil(PANEL_ROWS)
+    }
+
+    /// Bytes of a panel's weights: the measure of its work.
+    fn panel_bytes(&self) -> usize {
+        let up = if let Then::Gate(up) = self.then { up.row_bytes() } else { 0 };
+        PANEL_ROWS * (self.weights.row_bytes() + up)
+    }
+
+    fn n_bytes(&self) -> usize {
+        self.n_panels() * self.panel_bytes()
+    }
+
+    /// The panels that begin within `bytes`, counted from this product's first.
+    fn panels(&self, bytes: Range<usize>) -> Range<usize> {
+        let panel = |at: usize| at.div_ceil(self.panel_bytes()).min(self.n_panels());
+        panel(bytes.start)..panel(bytes.end)
+    }
+
+    fn run(&self, k: &Kernels, x: Ready<'_>, panels: Range<usize>) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let Scratch { panel, floats, sums, up: up_sums, .. } = scratch;
+            for p in panels.clone() {
+                let row = p * PANEL_ROWS;
+                let next = Some(row + PANEL_ROWS).filter(|_| p + 1 < panels.end);
+                multiply(k, &self.weights, row, next, x, panel, floats, sums);
+                let n = PANEL_ROWS.min(self.weights.n_rows - row);
+                if let Some(bias) = self.bias {
+                    let bias = &bias[row..row + n];
+                    sums.iter_mut().for_each(|sums| sums.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+                }
+                match self.then {
+                    Then::Store | Then::Add => {}
+                    Then::Apply(f) => f(sums.as_flattened_mut()),
+                    Then::Gate(up) => {
+                        multiply(k, &up, row, next, x, panel, floats, up_sums);
+                        (k.silu_mul)(sums.as_flattened_mut(), up_sums.as_flattened());
                     }
                 }
-                let n = PANEL_ROWS.min(rows.end - first_row);
                 for (t, sums) in sums.iter().enumerate() {
-                    let at = t * w.n_rows + first_row;
-                    // SAFETY: the threads' ranges of rows do not overlap.
-                    unsafe { out.get(at..at + n) }.copy_from_slice(&sums[..n]);
+                    let at = t * self.weights.n_rows + row;
+                    // SAFETY: each panel belongs to one part, and panels do not overlap.
+                    let out = unsafe { self.out.get(at..at + n) };
+                    if let Then::Add = self.then {
+                        out.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
+                    } else {
+                        out.copy_from_slice(&sums[..n]);
+                    }
                 }
             }
         });
-    });
+    }
+}
+
+/// The sums of the 16 rows from `row` on, for each token; `next` are the rows that will follow.
+#[allow(clippy::too_many_arguments)]
+fn multiply(
+    k: &Kernels,
+    w: &Weights<'_>,
+    row: usize,
+    next: Option<usize>,
+    x: Ready<'_>,
+    panel: &mut Panel,
+    floats: &mut FloatPanel,
+    sums: &mut Vec<[f32; PANEL_ROWS]>,
+) {
+    sums.clear();
+    sums.resize(x.n_tokens, [0.0; PANEL_ROWS]);
+    let form = Form::of(w.dtype);
+    let step = w.step();
+    for first in (0..w.n_cols).step_by(step) {
+        let n = step.min(w.n_cols - first);
+        let source = w.part(row, first);
+        match form {
+            Form::Float => (k.unpack_float)(w.dtype, &source, floats),
+            _ => (k.unpack)(w.dtype, &source, panel),
+        }
+        if first + step < w.n_cols {
+            (k.prefetch)(&w.part(row, first + step));
+        } else if let Some(next) = next {
+            (k.prefetch)(&w.part(next, 0));
+        }
+        match form {
+            Form::Float => (k.dot_float)(floats, n, x.floats, x.n_cols, first, sums),
+            _ => (k.dot)(form, panel, n, x.columns, first, sums),
+        }
+    }
 }

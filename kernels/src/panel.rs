@@ -14,6 +14,36 @@ pub const PANEL_COLS: usize = 1024;
 /// Most columns of a panel of float weights, and the length of the partial sums of float products: 16 KiB.
 pub const FLOAT_COLS: usize = 256;
 
+/// Where a panel is filled from: the same columns of 16 rows.
+// Made and used on the stack, once for a panel: boxing the rows would cost more than their copies.
+#[allow(clippy::large_enum_variant)]
+#[derive(Clone, Copy)]
+pub enum Source<'a> {
+    /// Whole blocks of each row.
+    Rows([&'a [u8]; PANEL_ROWS]),
+    /// The same rows, [interleaved](crate::interleave).
+    Panel(&'a [u8]),
+}
+
+impl Source<'_> {
+    /// Bytes of a row.
+    ///
+    /// # Panics
+    /// If rows differ in length.
+    pub fn row_bytes(&self) -> usize {
+        match self {
+            Source::Rows(rows) => {
+                assert!(rows.iter().all(|row| row.len() == rows[0].len()));
+                rows[0].len()
+            }
+            Source::Panel(panel) => {
+                assert!(panel.len().is_multiple_of(PANEL_ROWS));
+                panel.len() / PANEL_ROWS
+            }
+        }
+    }
+}
+
 /// How the quants of a type multiply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {

@@ -3,7 +3,7 @@
 use crate::Dtype;
 use crate::attention::{Rows, Tile};
 use crate::kv::KvType;
-use crate::panel::{Columns, FloatPanel, Form, PANEL_ROWS, Panel};
+use crate::panel::{Columns, FloatPanel, Form, PANEL_ROWS, Panel, Source};
 use crate::scalar;
 use std::sync::OnceLock;
 
@@ -24,16 +24,16 @@ pub struct Kernels {
     pub level: Level,
     /// Expands whole blocks of a runnable type to floats.
     pub dequantize: fn(Dtype, &[u8], &mut [f32]),
-    /// Fills a panel from 16 rows, each of the same whole blocks of a quantized type (at most [`PANEL_COLS`] weights).
+    /// Fills a panel from whole blocks of a quantized type (at most [`PANEL_COLS`] weights of a row).
     ///
     /// [`PANEL_COLS`]: crate::panel::PANEL_COLS
-    pub unpack: fn(Dtype, &[&[u8]; PANEL_ROWS], &mut Panel),
-    /// Fills a panel from 16 rows, each of the same number (at most [`FLOAT_COLS`]) of F32, F16 or BF16 weights.
+    pub unpack: fn(Dtype, &Source<'_>, &mut Panel),
+    /// Fills a panel from F32, F16 or BF16 weights (at most [`FLOAT_COLS`] of a row).
     ///
     /// [`FLOAT_COLS`]: crate::panel::FLOAT_COLS
-    pub unpack_float: fn(Dtype, &[&[u8]; PANEL_ROWS], &mut FloatPanel),
+    pub unpack_float: fn(Dtype, &Source<'_>, &mut FloatPanel),
     /// Asks for the bytes of 16 rows ahead of their use.
-    pub prefetch: fn(&[&[u8]; PANEL_ROWS]),
+    pub prefetch: fn(&Source<'_>),
     /// Rounds activations to 8 bits: (x, q, scale, sum16, sum32), the outputs as in [`Columns`].
     pub quantize: fn(&[f32], &mut [i8], &mut [f32], &mut [f32], &mut [f32]),
     /// Adds to `acc: [n_tokens][row]` the product of a panel's first `n` columns with the columns of `x` from `first` on:

@@ -5,9 +5,10 @@
 
 mod setup;
 
+use mmq_kernels::interleave::interleave;
 use mmq_kernels::matmul::matmul_with;
-use mmq_kernels::panel::{Columns, FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel};
-use mmq_kernels::{Activations, Dtype, Kernels, Level, Team, Weights, levels};
+use mmq_kernels::panel::{Columns, FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel, Source};
+use mmq_kernels::{Activations, Dtype, Input, Kernels, Layout, Level, Norm, Product, Team, Then, Weights, levels};
 use setup::Random;
 
 /// The scalar table and every level above it.
@@ -168,14 +169,19 @@ fn unpack() {
                     let w = skewed(&w, skew);
                     let bytes = dtype.row_bytes(n).unwrap();
                     let rows = std::array::from_fn(|r| &w[skew + r * bytes..][..bytes]);
-                    let (mut a, mut b) = (Panel::new(), Panel::new());
-                    (scalar.unpack)(dtype, &rows, &mut a);
-                    (table.unpack)(dtype, &rows, &mut b);
-                    let what = || format!("{dtype} {kind:?} n={n}");
-                    assert!(a.q == b.q, "{}: quants", what());
-                    same(a.scale.as_flattened(), b.scale.as_flattened(), || format!("{} scale", what()));
-                    if Form::of(dtype) != Form::Signed {
-                        same(a.min.as_flattened(), b.min.as_flattened(), || format!("{} min", what()));
+                    let mut panel = vec![0; PANEL_ROWS * bytes];
+                    interleave(dtype, &w[skew..], &mut panel);
+                    let mut a = Panel::new();
+                    (scalar.unpack)(dtype, &Source::Rows(rows), &mut a);
+                    for (layout, source) in [("rows", Source::Rows(rows)), ("panel", Source::Panel(&panel))] {
+                        let mut b = Panel::new();
+                        (table.unpack)(dtype, &source, &mut b);
+                        let what = || format!("{dtype} {kind:?} n={n} {layout}");
+                        assert!(a.q == b.q, "{}: quants", what());
+                        same(a.scale.as_flattened(), b.scale.as_flattened(), || format!("{} scale", what()));
+                        if Form::of(dtype) != Form::Signed {
+                            same(a.min.as_flattened(), b.min.as_flattened(), || format!("{} min", what()));
+                        }
                     }
                 }
             }
@@ -195,10 +201,15 @@ fn unpack_float() {
                     let w = skewed(&weights(dtype, n * PANEL_ROWS, kind, &mut random), skew);
                     let bytes = dtype.row_bytes(n).unwrap();
                     let rows = std::array::from_fn(|r| &w[skew + r * bytes..][..bytes]);
-                    let (mut a, mut b) = (FloatPanel::new(), FloatPanel::new());
-                    (scalar.unpack_float)(dtype, &rows, &mut a);
-                    (table.unpack_float)(dtype, &rows, &mut b);
-                    same(a.0.as_flattened(), b.0.as_flattened(), || format!("{dtype} {kind:?} n={n}"));
+                    let mut panel = vec![0; PANEL_ROWS * bytes];
+                    interleave(dtype, &w[skew..], &mut panel);
+                    let mut a = FloatPanel::new();
+                    (scalar.unpack_float)(dtype, &Source::Rows(rows), &mut a);
+                    for source in [Source::Rows(rows), Source::Panel(&panel)] {
+                        let mut b = FloatPanel::new();
+                        (table.unpack_float)(dtype, &source, &mut b);
+                        same(a.0.as_flattened(), b.0.as_flattened(), || format!("{dtype} {kind:?} n={n}"));
+                    }
                 }
             }
         }
@@ -322,6 +333,17 @@ impl Case {
         Case { dtype, n_cols, w, x: floats(n_tokens * n_cols, Kind::Usual, random) }
     }
 
+    fn weights(&self, rows: std::ops::Range<usize>) -> Weights<'_> {
+        let bytes = self.dtype.row_bytes(self.n_cols).unwrap();
+        Weights {
+            dtype: self.dtype,
+            layout: Layout::Rows,
+            n_rows: rows.len(),
+            n_cols: self.n_cols,
+            data: &self.w[rows.start * bytes..rows.end * bytes],
+        }
+    }
+
     /// The product of rows `rows` with tokens `tokens`.
     fn run(
         &self,
@@ -330,18 +352,25 @@ impl Case {
         rows: std::ops::Range<usize>,
         tokens: std::ops::Range<usize>,
     ) -> Vec<f32> {
-        let bytes = self.dtype.row_bytes(self.n_cols).unwrap();
         let mut out = vec![f32::NAN; rows.len() * tokens.len()];
-        let w = Weights {
-            dtype: self.dtype,
-            n_rows: rows.len(),
-            n_cols: self.n_cols,
-            data: &self.w[rows.start * bytes..rows.end * bytes],
-        };
+        let weights = self.weights(rows);
         let x = &self.x[tokens.start * self.n_cols..tokens.end * self.n_cols];
-        matmul_with(table, &Team::new(n_threads), w, x, &mut Activations::default(), &mut out);
+        let product = Product { weights, bias: None, then: Then::Store, out: &mut out };
+        multiply(table, n_threads, x, self.n_cols, Norm::None, [product]);
         out
     }
+}
+
+fn multiply<const N: usize>(
+    table: &Kernels,
+    n_threads: usize,
+    x: &[f32],
+    n_cols: usize,
+    norm: Norm<'_>,
+    mut products: [Product<'_>; N],
+) {
+    let input = Input { x, n_cols, norm };
+    matmul_with(table, &Team::new(n_threads), input, &mut Activations::default(), &mut products);
 }
 
 /// Lengths that end in the middle of a panel, in a part of one, and in several.
@@ -438,19 +467,83 @@ fn activations_that_are_not_finite_stay_so() {
     assert!(out[..16].iter().all(|y| y.is_nan()) && out[16..].iter().all(|y| y.is_finite()));
 }
 
+/// Products that share an input, and what is fused to them, give the bits of one product after the other.
 #[test]
-fn rounded_activations_are_shared_until_reset() {
+fn fused_products_are_those_apart() {
     let mut random = Random(11);
-    let case = Case::new(Dtype::Q8_0, 16, 64, 1, &mut random);
-    let w = Weights { dtype: case.dtype, n_rows: 16, n_cols: 64, data: &case.w };
-    let (team, table) = (Team::new(1), levels()[0]);
-    let (mut act, mut x) = (Activations::default(), case.x.clone());
-    let (mut a, mut b) = (vec![0.0; 16], vec![0.0; 16]);
-    matmul_with(&table, &team, w, &x, &mut act, &mut a);
-    x.fill(1.0);
-    act.reset();
-    matmul_with(&table, &team, w, &x, &mut act, &mut b);
-    assert_ne!(a, b);
-    matmul_with(&table, &team, w, &case.x, &mut act, &mut b);
-    assert_eq!(a, b);
+    for table in levels() {
+        for dtypes in [[Dtype::Q4_K, Dtype::Q6_K], [Dtype::F16, Dtype::Q8_0], [Dtype::Q4_0, Dtype::Q4_0]] {
+            for n_threads in [1, 2, 3, 8] {
+                let (n_rows, n_cols, n_tokens) = (53, 512, 5);
+                let cases = dtypes.map(|dtype| Case::new(dtype, n_rows, n_cols, n_tokens, &mut random));
+                let (weight, bias) =
+                    (floats(n_cols, Kind::Usual, &mut random), floats(n_cols, Kind::Usual, &mut random));
+                let shift = floats(n_rows, Kind::Usual, &mut random);
+                let x = &cases[0].x;
+                for norm in [
+                    Norm::None,
+                    Norm::Rms { weight: &weight, eps: 1e-5 },
+                    Norm::Layer { weight: &weight, bias: &bias, eps: 1e-5 },
+                ] {
+                    let mut normed = x.clone();
+                    for (x, y) in x.chunks(n_cols).zip(normed.chunks_mut(n_cols)) {
+                        match norm {
+                            Norm::None => {}
+                            Norm::Rms { weight, eps } => (table.rms_norm)(x, weight, eps, y),
+                            Norm::Layer { weight, bias, eps } => (table.layer_norm)(x, weight, bias, eps, y),
+                        }
+                    }
+                    let [mut a, mut b] = cases.each_ref().map(|case| {
+                        Case { x: normed.clone(), w: case.w.clone(), ..*case }.run(&table, 1, 0..n_rows, 0..n_tokens)
+                    });
+                    let plain = b.clone();
+                    a.chunks_mut(n_rows).for_each(|row| row.iter_mut().zip(&shift).for_each(|(y, b)| *y += b));
+                    let mut gated = a.clone();
+                    (table.silu_mul)(&mut gated, &plain);
+                    (table.gelu_quick)(&mut b);
+                    let residual = floats(a.len(), Kind::Usual, &mut random);
+                    a.iter_mut().zip(&residual).for_each(|(y, r)| *y += r);
+
+                    let w = cases.each_ref().map(|case| case.weights(0..n_rows));
+                    let (mut added, mut applied, mut gate) = (residual.clone(), vec![0.0; b.len()], vec![0.0; b.len()]);
+                    let bias = Some(&shift[..]);
+                    let products = [
+                        Product { weights: w[0], bias, then: Then::Add, out: &mut added },
+                        Product { weights: w[1], bias: None, then: Then::Apply(table.gelu_quick), out: &mut applied },
+                        Product { weights: w[0], bias, then: Then::Gate(w[1]), out: &mut gate },
+                    ];
+                    multiply(&table, n_threads, x, n_cols, norm, products);
+                    let what = || format!("{} {dtypes:?} {n_threads} threads", table.level.name());
+                    same(&a, &added, what);
+                    same(&b, &applied, what);
+                    same(&gated, &gate, what);
+                }
+            }
+        }
+    }
+}
+
+/// Interleaving changes nothing but the place of the weights.
+#[test]
+fn layouts_give_the_same_product() {
+    let mut random = Random(12);
+    for table in levels() {
+        for dtype in Dtype::RUNNABLE {
+            for n_cols in widths(dtype) {
+                let (n_rows, n_tokens) = (37, 3);
+                let case = Case::new(dtype, n_rows, n_cols, n_tokens, &mut random);
+                let bytes = PANEL_ROWS * dtype.row_bytes(n_cols).unwrap();
+                let mut data = case.w.clone();
+                for (rows, panel) in case.w.chunks_exact(bytes).zip(data.chunks_exact_mut(bytes)) {
+                    interleave(dtype, rows, panel);
+                }
+                let mut out = vec![f32::NAN; n_rows * n_tokens];
+                let weights = Weights { layout: Layout::Panels, data: &data, ..case.weights(0..n_rows) };
+                let product = Product { weights, bias: None, then: Then::Store, out: &mut out };
+                multiply(&table, 2, &case.x, n_cols, Norm::None, [product]);
+                let plain = case.run(&table, 1, 0..n_rows, 0..n_tokens);
+                same(&plain, &out, || format!("{} {dtype} n_cols={n_cols}", table.level.name()));
+            }
+        }
+    }
 }

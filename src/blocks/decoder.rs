@@ -1,7 +1,7 @@
 //! One layer of a LLaMA-like decoder: RMSNorm, grouped-query attention with RoPE, RMSNorm, gated feed-forward.
 
 use super::kv_cache::KvCache;
-use crate::ops::{self, Cx, Linear};
+use crate::ops::{self, Cx, Linear, Norm};
 use crate::tensor::Loader;
 use crate::{Result, bail};
 use mmq_kernels::Attention;
@@ -39,14 +39,11 @@ pub struct DecoderLayer {
 /// Buffers that a pass through all layers shares.
 #[derive(Default)]
 pub struct Scratch {
-    norm: Vec<f32>,
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
     attn: Vec<f32>,
-    out: Vec<f32>,
     gate: Vec<f32>,
-    up: Vec<f32>,
 }
 
 impl DecoderLayer {
@@ -77,7 +74,8 @@ impl DecoderLayer {
     }
 
     /// Takes the residual stream `x: [n_tokens, n_embd]` through layer `il`; the new tokens' keys and values are added to
-    /// the cache. `cos` and `sin` are the rotations of their positions.
+    /// the cache. `cos` and `sin` are the rotations of their positions. Only the last `n_out` rows of `x` are brought up to
+    /// date: after the last layer, no other is looked at.
     #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
@@ -88,35 +86,43 @@ impl DecoderLayer {
         sin: &[f32],
         cache: &mut KvCache,
         x: &mut [f32],
+        n_out: usize,
         b: &mut Scratch,
     ) {
-        let n_past = cache.len();
-        let n_kv = n_past + x.len() / s.n_embd;
+        let n_tokens = x.len() / s.n_embd;
+        let n_kv = cache.len() + n_tokens;
+        let first = n_tokens - n_out;
 
-        ops::rms_norm(cx, x, &self.attn_norm, s.eps, &mut b.norm);
-        ops::linear(cx, &b.norm, [(&self.attn_q, &mut b.q), (&self.attn_k, &mut b.k), (&self.attn_v, &mut b.v)]);
-        ops::rope(cx, &mut b.q, s.n_head, s.head_dim, cos, sin);
+        let norm = Norm::Rms { weight: &self.attn_norm, eps: s.eps };
+        let (q, k, v) = ((&self.attn_q, &mut b.q), (&self.attn_k, &mut b.k), (&self.attn_v, &mut b.v));
+        if first == 0 {
+            ops::linear(cx, x, norm, [q, k, v]);
+        } else {
+            ops::linear(cx, x, norm, [k, v]);
+            ops::linear(cx, &x[first * s.n_embd..], norm, [q]);
+        }
         ops::rope(cx, &mut b.k, s.n_head_kv, s.head_dim, cos, sin);
         cache.push(il, &b.k, &b.v);
+        if n_out == 0 {
+            return;
+        }
+        let x = &mut x[first * s.n_embd..];
+        let n_angles = cos.len() / n_tokens;
+        ops::rope(cx, &mut b.q, s.n_head, s.head_dim, &cos[first * n_angles..], &sin[first * n_angles..]);
         let (k, v) = cache.layer(il);
         let attention = Attention {
             n_head: s.n_head,
             n_head_kv: s.n_head_kv,
             head_dim: s.head_dim,
             scale: 1.0 / (s.head_dim as f32).sqrt(),
-            causal: Some(n_past),
+            causal: Some(n_kv - n_out),
         };
         ops::attention(cx, attention, &b.q, k, v, n_kv, &mut b.attn);
-        ops::linear(cx, &b.attn, [(&self.attn_output, &mut b.out)]);
-        cx.trace(|| format!("blk.{il}.attn_out"), &b.out);
-        ops::add(cx, x, &b.out, s.n_embd);
+        ops::linear_add_traced(cx, &b.attn, &self.attn_output, x, || format!("blk.{il}.attn_out"));
 
-        ops::rms_norm(cx, x, &self.ffn_norm, s.eps, &mut b.norm);
-        ops::linear(cx, &b.norm, [(&self.ffn_gate, &mut b.gate), (&self.ffn_up, &mut b.up)]);
-        ops::silu_mul(cx, &mut b.gate, &b.up, s.n_ff);
-        ops::linear(cx, &b.gate, [(&self.ffn_down, &mut b.out)]);
-        cx.trace(|| format!("blk.{il}.ffn_out"), &b.out);
-        ops::add(cx, x, &b.out, s.n_embd);
+        let norm = Norm::Rms { weight: &self.ffn_norm, eps: s.eps };
+        ops::gated(cx, x, norm, &self.ffn_gate, &self.ffn_up, &mut b.gate);
+        ops::linear_add_traced(cx, &b.gate, &self.ffn_down, x, || format!("blk.{il}.ffn_out"));
         cx.trace(|| format!("blk.{il}.out"), x);
     }
 }

@@ -1,6 +1,6 @@
 //! The projector: a stack of linear layers, GELUs and LayerNorms from image features to the text model's width.
 
-use crate::ops::{self, Activation, Cx, LayerNorm, Linear};
+use crate::ops::{self, Activation, Cx, LayerNorm, Linear, Norm};
 use crate::tensor::Loader;
 use crate::{Result, bail};
 
@@ -78,7 +78,7 @@ impl Mlp {
         for step in &self.steps {
             match step {
                 Step::Linear(linear) => {
-                    ops::linear(cx, &x, [(linear, &mut out)]);
+                    ops::linear(cx, &x, Norm::None, [(linear, &mut out)]);
                     width = linear.weight.n_rows();
                     std::mem::swap(&mut x, &mut out);
                 }

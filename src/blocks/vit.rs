@@ -1,6 +1,6 @@
 //! A CLIP-style vision transformer (arXiv 2010.11929, 2103.00020): patches, class token, learned positions, pre-norm blocks.
 
-use crate::ops::{self, Activation, Cx, LayerNorm, Linear};
+use crate::ops::{self, Activation, Cx, LayerNorm, Linear, Norm};
 use crate::tensor::Loader;
 use crate::{Result, bail};
 use mmq_kernels::{Attention, Kv};
@@ -135,7 +135,7 @@ impl Vit {
         let n_crops = pixels.len() / (3 * s.image_size * s.image_size);
 
         let mut patches = Vec::new();
-        ops::linear(cx, &self.gather(pixels), [(&self.patch_embd, &mut patches)]);
+        ops::linear(cx, &self.gather(pixels), Norm::None, [(&self.patch_embd, &mut patches)]);
         cx.trace(|| format!("v.patch_embd{name}"), &patches);
 
         let n_class = usize::from(self.class_embd.is_some());
@@ -150,10 +150,10 @@ impl Vit {
         drop(patches);
         cx.trace(|| format!("v.embd{name}"), &x);
 
-        let mut norm = Vec::new();
         if let Some(pre_ln) = &self.pre_ln {
+            let mut norm = Vec::new();
             ops::layer_norm(cx, &x, pre_ln, &mut norm);
-            std::mem::swap(&mut x, &mut norm);
+            x = norm;
             cx.trace(|| format!("v.pre_ln{name}"), &x);
         }
 
@@ -180,8 +180,8 @@ impl Vit {
         };
         for (il, block) in self.blocks.iter().enumerate() {
             cx.checkpoint(il, self.blocks.len())?;
-            ops::layer_norm(cx, &x, &block.ln1, &mut norm);
-            ops::linear(cx, &norm, [(&block.attn_q, &mut q), (&block.attn_k, &mut k), (&block.attn_v, &mut v)]);
+            let layers = [(&block.attn_q, &mut q), (&block.attn_k, &mut k), (&block.attn_v, &mut v)];
+            ops::linear(cx, &x, block.ln1.view(), layers);
             attn.clear();
             for crop in 0..n_crops {
                 let at = crop * n_pos * d..(crop + 1) * n_pos * d;
@@ -189,14 +189,9 @@ impl Vit {
                 ops::attention(cx, attention, &q[at], k, v, n_pos, &mut out);
                 attn.extend_from_slice(&out);
             }
-            ops::linear(cx, &attn, [(&block.attn_out, &mut out)]);
-            ops::add(cx, &mut x, &out, d);
-
-            ops::layer_norm(cx, &x, &block.ln2, &mut norm);
-            ops::linear(cx, &norm, [(&block.ffn_up, &mut ff)]);
-            ops::activate(cx, s.activation, &mut ff, s.n_ff);
-            ops::linear(cx, &ff, [(&block.ffn_down, &mut out)]);
-            ops::add(cx, &mut x, &out, d);
+            ops::linear_add(cx, &attn, &block.attn_out, &mut x);
+            ops::linear_activated(cx, &x, block.ln2.view(), &block.ffn_up, s.activation, &mut ff);
+            ops::linear_add(cx, &ff, &block.ffn_down, &mut x);
             cx.trace(|| format!("v.blk.{il}.out{name}"), &x);
             tap(il + 1, &x);
         }

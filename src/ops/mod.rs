@@ -10,7 +10,8 @@ pub use trace::Trace;
 use crate::device::Cpu;
 use crate::tensor::Weight;
 use crate::{Error, ErrorKind, Result};
-use mmq_kernels::{Activations, Attention, Kv};
+pub use mmq_kernels::Norm;
+use mmq_kernels::{Activations, Attention, Input, Kernels, Kv, Product, Then};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What a forward pass runs in: the device, the buffers that live from call to call, and who is watching.
@@ -63,6 +64,16 @@ pub enum Activation {
     Silu,
 }
 
+impl Activation {
+    fn kernel(self, kernels: &Kernels) -> fn(&mut [f32]) {
+        match self {
+            Activation::QuickGelu => kernels.gelu_quick,
+            Activation::Gelu => kernels.gelu_erf,
+            Activation::Silu => kernels.silu,
+        }
+    }
+}
+
 /// A linear layer: `w: [n_out, n_in]` and an optional bias `[n_out]`.
 #[derive(Clone)]
 pub struct Linear {
@@ -83,24 +94,87 @@ pub struct LayerNorm {
     pub eps: f32,
 }
 
-/// Products of one input `x: [n_tokens, n_in]` with several layers, `x` being made ready once; each `out` becomes
-/// `[n_tokens, n_out]`.
-pub fn linear<const N: usize>(cx: &mut Cx<'_>, x: &[f32], layers: [(&Linear, &mut Vec<f32>); N]) {
-    cx.activations.reset();
-    for (layer, out) in layers {
-        let (n_rows, n_cols) = (layer.weight.n_rows(), layer.weight.n_cols());
-        assert!(x.len().is_multiple_of(n_cols), "input of {} elements into rows of {n_cols}", x.len());
-        out.resize(x.len() / n_cols * n_rows, 0.0);
-        mmq_kernels::matmul(&cx.device.team, layer.weight.view(), x, cx.activations, out);
-        if let Some(bias) = &layer.bias {
-            add_rows(cx, out, bias);
-        }
+impl Linear {
+    fn product<'a>(&'a self, then: Then<'a>, out: &'a mut [f32]) -> Product<'a> {
+        Product { weights: self.weight.view(), bias: self.bias.as_deref(), then, out }
+    }
+
+    /// The length of the output for an input of `n` elements.
+    fn n_out(&self, n: usize) -> usize {
+        assert!(n.is_multiple_of(self.weight.n_cols()), "input of {n} elements into rows of {}", self.weight.n_cols());
+        n / self.weight.n_cols() * self.weight.n_rows()
     }
 }
 
-/// Adds `bias: [width]` to each row of `x`.
-pub fn add_rows(cx: &Cx<'_>, x: &mut [f32], bias: &[f32]) {
-    rows(cx, x, bias.len(), &|_, row| (cx.device.kernels.add)(row, bias));
+impl LayerNorm {
+    /// This norm, to be applied to the input of a product.
+    pub fn view(&self) -> Norm<'_> {
+        Norm::Layer { weight: &self.weight, bias: &self.bias, eps: self.eps }
+    }
+}
+
+/// Runs products of one input `x: [n_tokens, n_in]`, which passes through `norm` first, in one region.
+fn products<const N: usize>(cx: &mut Cx<'_>, x: &[f32], norm: Norm<'_>, mut products: [Product<'_>; N]) {
+    let input = Input { x, n_cols: products[0].weights.n_cols, norm };
+    mmq_kernels::matmul(&cx.device.team, input, cx.activations, &mut products);
+}
+
+/// Products of one input `x: [n_tokens, n_in]`, which passes through `norm` first, with several layers; each `out` becomes
+/// `[n_tokens, n_out]`.
+pub fn linear<const N: usize>(cx: &mut Cx<'_>, x: &[f32], norm: Norm<'_>, layers: [(&Linear, &mut Vec<f32>); N]) {
+    let run = layers.map(|(layer, out)| {
+        out.resize(layer.n_out(x.len()), 0.0);
+        layer.product(Then::Store, out)
+    });
+    products(cx, x, norm, run);
+}
+
+/// `residual += layer(x)`, with `residual: [n_tokens, n_out]`.
+pub fn linear_add(cx: &mut Cx<'_>, x: &[f32], layer: &Linear, residual: &mut [f32]) {
+    products(cx, x, Norm::None, [layer.product(Then::Add, residual)]);
+}
+
+/// [`linear_add`], the layer's output being traced under the name that `name` gives.
+pub fn linear_add_traced(
+    cx: &mut Cx<'_>,
+    x: &[f32],
+    layer: &Linear,
+    residual: &mut [f32],
+    name: impl FnOnce() -> String,
+) {
+    if cx.trace.is_none() {
+        return linear_add(cx, x, layer, residual);
+    }
+    let mut out = Vec::new();
+    linear(cx, x, Norm::None, [(layer, &mut out)]);
+    cx.trace(name, &out);
+    add(cx, residual, &out, layer.weight.n_rows());
+}
+
+/// `out = activation(layer(norm(x)))`.
+pub fn linear_activated(
+    cx: &mut Cx<'_>,
+    x: &[f32],
+    norm: Norm<'_>,
+    layer: &Linear,
+    activation: Activation,
+    out: &mut Vec<f32>,
+) {
+    out.resize(layer.n_out(x.len()), 0.0);
+    let f = activation.kernel(cx.device.kernels);
+    products(cx, x, norm, [layer.product(Then::Apply(f), out)]);
+}
+
+/// `out = silu(gate(norm(x))) · up(norm(x))`, the gated unit of LLaMA.
+pub fn gated(cx: &mut Cx<'_>, x: &[f32], norm: Norm<'_>, gate: &Linear, up: &Linear, out: &mut Vec<f32>) {
+    out.resize(gate.n_out(x.len()), 0.0);
+    if gate.bias.is_none() && up.bias.is_none() {
+        return products(cx, x, norm, [gate.product(Then::Gate(up.weight.view()), out)]);
+    }
+    let mut right = Vec::new();
+    linear(cx, x, norm, [(gate, &mut *out), (up, &mut right)]);
+    let width = gate.weight.n_rows();
+    rows(cx, out, width, &|i, row| (cx.device.kernels.silu_mul)(row, &right[i * width..(i + 1) * width]));
 }
 
 /// `x += y`, element by element.
@@ -127,18 +201,8 @@ pub fn layer_norm(cx: &Cx<'_>, x: &[f32], norm: &LayerNorm, out: &mut Vec<f32>) 
 
 /// Applies `activation` to rows of `width`.
 pub fn activate(cx: &Cx<'_>, activation: Activation, x: &mut [f32], width: usize) {
-    let f = match activation {
-        Activation::QuickGelu => cx.device.kernels.gelu_quick,
-        Activation::Gelu => cx.device.kernels.gelu_erf,
-        Activation::Silu => cx.device.kernels.silu,
-    };
+    let f = activation.kernel(cx.device.kernels);
     rows(cx, x, width, &|_, row| f(row));
-}
-
-/// `gate = silu(gate) · up`, the gated unit of LLaMA.
-pub fn silu_mul(cx: &Cx<'_>, gate: &mut [f32], up: &[f32], width: usize) {
-    assert_eq!(gate.len(), up.len());
-    rows(cx, gate, width, &|i, row| (cx.device.kernels.silu_mul)(row, &up[i * width..(i + 1) * width]));
 }
 
 /// Rotates the first `2 · cos[t].len()` elements of each head of token `t` by pairs: `x: [n_tokens, n_head, head_dim]`,

@@ -2,7 +2,7 @@
 
 use crate::gguf::{Bytes, Gguf, TensorInfo};
 use crate::{Dtype, Result, bail};
-use mmq_kernels::{Weights, kernels};
+use mmq_kernels::{Layout, Weights, kernels};
 
 /// A matrix of any runnable type, left where it is stored: `[n_rows, n_cols]`, rows are output features.
 #[derive(Clone)]
@@ -31,7 +31,7 @@ impl Weight {
 
     /// The matrix as kernels take it.
     pub fn view(&self) -> Weights<'_> {
-        Weights { dtype: self.dtype, n_rows: self.n_rows, n_cols: self.n_cols, data: &self.bytes }
+        Weights { dtype: self.dtype, layout: Layout::Rows, n_rows: self.n_rows, n_cols: self.n_cols, data: &self.bytes }
     }
 
     /// Expands row `i` into `out: [n_cols]`.

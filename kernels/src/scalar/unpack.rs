@@ -1,8 +1,10 @@
 //! Blocks to quants, scales and mins, and from there to floats and to panels.
 
 use crate::block::*;
-use crate::panel::{FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel};
+use crate::interleave;
+use crate::panel::{FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel, Source};
 use half::f16;
+use std::borrow::Cow;
 
 /// One block: weight `i` is `scale[i / 16] · q[i] − min[i / 16]`.
 pub(crate) struct Expanded {
@@ -205,15 +207,15 @@ pub(crate) const fn offset(dtype: Dtype) -> i8 {
     }
 }
 
-/// Fills a panel from 16 rows of the same number of whole blocks.
-pub fn unpack(dtype: Dtype, rows: &[&[u8]; PANEL_ROWS], panel: &mut Panel) {
+/// See [`crate::Kernels::unpack`].
+pub fn unpack(dtype: Dtype, source: &Source<'_>, panel: &mut Panel) {
     let (weights, size) = dtype.block();
     let group = Form::of(dtype).group();
     let offset = offset(dtype);
     let mut block = Expanded::new();
-    for (r, row) in rows.iter().enumerate() {
-        assert!(row.len() == rows[0].len() && row.len() / size * weights <= PANEL_COLS);
-        for (i, bytes) in row.chunks_exact(size).enumerate() {
+    assert!(source.row_bytes() / size * weights <= PANEL_COLS);
+    for r in 0..PANEL_ROWS {
+        for (i, bytes) in row(dtype, source, r).chunks_exact(size).enumerate() {
             expand(dtype, bytes, &mut block);
             for (j, q) in block.q[..weights].iter().enumerate() {
                 let col = i * weights + j;
@@ -230,12 +232,24 @@ pub fn unpack(dtype: Dtype, rows: &[&[u8]; PANEL_ROWS], panel: &mut Panel) {
     }
 }
 
-/// Fills a panel from 16 rows of the same number of F32, F16 or BF16 weights.
-pub fn unpack_float(dtype: Dtype, rows: &[&[u8]; PANEL_ROWS], panel: &mut FloatPanel) {
+/// Row `r` as it was stored.
+fn row<'a>(dtype: Dtype, source: &Source<'a>, r: usize) -> Cow<'a, [u8]> {
+    match *source {
+        Source::Rows(rows) => Cow::Borrowed(rows[r]),
+        Source::Panel(panel) => {
+            let mut row = vec![0; source.row_bytes()];
+            interleave::row(dtype, panel, r, &mut row);
+            Cow::Owned(row)
+        }
+    }
+}
+
+/// See [`crate::Kernels::unpack_float`].
+pub fn unpack_float(dtype: Dtype, source: &Source<'_>, panel: &mut FloatPanel) {
     let size = dtype.block().1;
-    for (r, row) in rows.iter().enumerate() {
-        assert!(row.len() == rows[0].len() && row.len() / size <= FLOAT_COLS);
-        for (to, b) in panel.0.iter_mut().zip(row.chunks_exact(size)) {
+    assert!(source.row_bytes() / size <= FLOAT_COLS);
+    for r in 0..PANEL_ROWS {
+        for (to, b) in panel.0.iter_mut().zip(row(dtype, source, r).chunks_exact(size)) {
             to[r] = match dtype {
                 Dtype::F32 => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
                 Dtype::F16 => float([b[0], b[1]]),

@@ -3,68 +3,100 @@
 //! Eight rows at a time: 16 bytes of each row are transposed while they are still packed, so that each vector holds
 //! 4 bytes of 8 rows; the bit operations that follow are the same for every byte.
 
-use super::{bit, field, iq4_values, store, store_floats};
+use super::{bit, field, iq4_values, load, load_half, store, store_floats};
 use crate::Dtype;
 use crate::block::*;
-use crate::panel::{FLOAT_COLS, FloatPanel, PANEL_COLS, PANEL_ROWS, Panel};
+use crate::panel::{FLOAT_COLS, FloatPanel, PANEL_COLS, PANEL_ROWS, Panel, Source};
 use crate::scalar::unpack::offset;
 use std::arch::x86_64::*;
 use std::mem::offset_of;
 
-pub fn unpack(dtype: Dtype, rows: &[&[u8]; PANEL_ROWS], panel: &mut Panel) {
+pub fn unpack(dtype: Dtype, source: &Source<'_>, panel: &mut Panel) {
     let (weights, size) = dtype.block();
-    let n_blocks = rows[0].len() / size;
+    let n_blocks = source.row_bytes() / size;
     assert!(n_blocks * weights <= PANEL_COLS);
     for half in 0..2 {
-        let rows = Rows::new(rows, half);
-        let mut out = Half8 { panel, half };
+        let out = &mut Half8 { panel, half };
         // SAFETY: this function is in the table of processors with AVX2 and F16C only.
         unsafe {
-            match dtype {
-                Dtype::Q4_0 => q4_0(&rows, n_blocks, &mut out),
-                Dtype::Q4_1 => q4_1(&rows, n_blocks, &mut out),
-                Dtype::Q5_0 => q5_0(&rows, n_blocks, &mut out),
-                Dtype::Q5_1 => q5_1(&rows, n_blocks, &mut out),
-                Dtype::Q8_0 => q8_0(&rows, n_blocks, &mut out),
-                Dtype::IQ4_NL => iq4_nl(&rows, n_blocks, &mut out),
-                Dtype::Q2_K => q2_k(&rows, n_blocks, &mut out),
-                Dtype::Q3_K => q3_k(&rows, n_blocks, &mut out),
-                Dtype::Q4_K => q4_k(&rows, n_blocks, &mut out),
-                Dtype::Q5_K => q5_k(&rows, n_blocks, &mut out),
-                Dtype::Q6_K => q6_k(&rows, n_blocks, &mut out),
-                Dtype::IQ4_XS => iq4_xs(&rows, n_blocks, &mut out),
-                _ => unreachable!("{dtype} has no quants"),
+            match source {
+                Source::Rows(rows) => quants(dtype, &Rows::apart(rows, half), n_blocks, out),
+                Source::Panel(panel) => quants(dtype, &Rows::interleaved(panel, half), n_blocks, out),
             }
         }
     }
 }
 
-pub fn prefetch(rows: &[&[u8]; PANEL_ROWS]) {
-    for at in (0..rows[0].len()).step_by(64) {
-        for row in rows {
-            // SAFETY: a prefetch touches no memory and may name any address.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(row.as_ptr().wrapping_add(at).cast()) };
-        }
+#[target_feature(enable = "avx2,f16c")]
+fn quants<const P: bool>(dtype: Dtype, rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
+    match dtype {
+        Dtype::Q4_0 => q4_0(rows, n_blocks, out),
+        Dtype::Q4_1 => q4_1(rows, n_blocks, out),
+        Dtype::Q5_0 => q5_0(rows, n_blocks, out),
+        Dtype::Q5_1 => q5_1(rows, n_blocks, out),
+        Dtype::Q8_0 => q8_0(rows, n_blocks, out),
+        Dtype::IQ4_NL => iq4_nl(rows, n_blocks, out),
+        Dtype::Q2_K => q2_k(rows, n_blocks, out),
+        Dtype::Q3_K => q3_k(rows, n_blocks, out),
+        Dtype::Q4_K => q4_k(rows, n_blocks, out),
+        Dtype::Q5_K => q5_k(rows, n_blocks, out),
+        Dtype::Q6_K => q6_k(rows, n_blocks, out),
+        Dtype::IQ4_XS => iq4_xs(rows, n_blocks, out),
+        _ => unreachable!("{dtype} has no quants"),
     }
 }
 
-/// Eight rows of the same length.
-struct Rows<'a>([&'a [u8]; 8]);
+pub fn prefetch(source: &Source<'_>) {
+    let ahead = |bytes: &[u8]| {
+        for at in (0..bytes.len()).step_by(64) {
+            // SAFETY: a prefetch touches no memory and may name any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(at).cast()) };
+        }
+    };
+    match source {
+        Source::Rows(rows) => rows.iter().for_each(|row| ahead(row)),
+        Source::Panel(panel) => ahead(panel),
+    }
+}
 
-impl<'a> Rows<'a> {
-    fn new(rows: &[&'a [u8]; PANEL_ROWS], half: usize) -> Rows<'a> {
-        let rows = std::array::from_fn(|r| rows[8 * half + r]);
-        assert!(rows.iter().all(|row| row.len() == rows[0].len()));
-        Rows(rows)
+/// Eight rows of the same length: apart, or (`INTERLEAVED`) half of a panel. Offsets are those within a row.
+struct Rows<'a, const INTERLEAVED: bool> {
+    /// Each row, or the panel in place of the first.
+    bytes: [&'a [u8]; 8],
+    half: usize,
+}
+
+impl<'a> Rows<'a, false> {
+    fn apart(rows: &[&'a [u8]; PANEL_ROWS], half: usize) -> Self {
+        let bytes = std::array::from_fn(|r| rows[8 * half + r]);
+        assert!(bytes.iter().all(|row| row.len() == bytes[0].len()));
+        Rows { bytes, half }
+    }
+}
+
+impl<'a> Rows<'a, true> {
+    fn interleaved(panel: &'a [u8], half: usize) -> Self {
+        Rows { bytes: [panel; 8], half }
+    }
+}
+
+impl<const INTERLEAVED: bool> Rows<'_, INTERLEAVED> {
+    /// The units of `N / 8` bytes at `at` of the eight rows of a panel.
+    #[inline(always)]
+    fn unit<const N: usize>(&self, at: usize) -> &[u8; N] {
+        self.bytes[0][PANEL_ROWS * at + N * self.half..].first_chunk().expect("whole blocks")
     }
 
     /// Vector `i` holds bytes `at + 4 i ..` of each row.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn transpose(&self, at: usize) -> [__m256i; 4] {
-        assert!(at + 16 <= self.0[0].len());
+        if INTERLEAVED {
+            return std::array::from_fn(|i| at + 4 * i).map(|at| self.words(at));
+        }
+        assert!(at + 16 <= self.bytes[0].len());
         // SAFETY: the rows are as long as the first, which has 16 bytes at `at`.
-        let load = |r: usize| unsafe { _mm_loadu_si128(self.0[r].as_ptr().add(at).cast()) };
+        let load = |r: usize| unsafe { _mm_loadu_si128(self.bytes[r].as_ptr().add(at).cast()) };
         let both = |r: usize| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(r)), load(r + 4));
         let (a, b, c, d) = (both(0), both(1), both(2), both(3));
         let (ab_low, ab_high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
@@ -81,20 +113,33 @@ impl<'a> Rows<'a> {
     #[inline]
     #[target_feature(enable = "avx2")]
     fn words(&self, at: usize) -> __m256i {
-        assert!(at + 4 <= self.0[0].len());
+        if INTERLEAVED {
+            return load(self.unit(at));
+        }
+        assert!(at + 4 <= self.bytes[0].len());
         // SAFETY: the rows are as long as the first, which has 4 bytes at `at`.
-        let load = |r: usize| unsafe { self.0[r].as_ptr().add(at).cast::<i32>().read_unaligned() };
+        let load = |r: usize| unsafe { self.bytes[r].as_ptr().add(at).cast::<i32>().read_unaligned() };
         _mm256_setr_epi32(load(0), load(1), load(2), load(3), load(4), load(5), load(6), load(7))
+    }
+
+    /// The 2 bytes at `at` of each row.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn shorts(&self, at: usize) -> __m128i {
+        if INTERLEAVED {
+            return load_half(self.unit(at));
+        }
+        assert!(at + 2 <= self.bytes[0].len());
+        // SAFETY: the rows are as long as the first, which has 2 bytes at `at`.
+        let load = |r: usize| unsafe { self.bytes[r].as_ptr().add(at).cast::<i16>().read_unaligned() };
+        _mm_setr_epi16(load(0), load(1), load(2), load(3), load(4), load(5), load(6), load(7))
     }
 
     /// The F16 at `at` of each row.
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
     fn floats(&self, at: usize) -> __m256 {
-        assert!(at + 2 <= self.0[0].len());
-        // SAFETY: the rows are as long as the first, which has 2 bytes at `at`.
-        let load = |r: usize| unsafe { self.0[r].as_ptr().add(at).cast::<i16>().read_unaligned() };
-        _mm256_cvtph_ps(_mm_setr_epi16(load(0), load(1), load(2), load(3), load(4), load(5), load(6), load(7)))
+        _mm256_cvtph_ps(self.shorts(at))
     }
 }
 
@@ -167,7 +212,7 @@ fn negate(v: __m256) -> __m256 {
 /// The 32 nibbles of 16 bytes.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn nibbles(rows: &Rows<'_>, at: usize) -> [__m256i; 8] {
+fn nibbles<const P: bool>(rows: &Rows<'_, P>, at: usize) -> [__m256i; 8] {
     let [a, b, c, d] = rows.transpose(at);
     [
         field(a, 0, 15),
@@ -193,7 +238,7 @@ fn fifth_bits(qh: __m256i, s: usize) -> __m256i {
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn q4_0(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
+fn q4_0<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
     for i in 0..n_blocks {
         let at = i * size_of::<Q4_0>();
         let q = nibbles(rows, at + offset_of!(Q4_0, qs));
@@ -205,7 +250,7 @@ fn q4_0(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn q4_1(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
+fn q4_1<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
     for i in 0..n_blocks {
         let at = i * size_of::<Q4_1>();
         let q = nibbles(rows, at + offset_of!(Q4_1, qs));
@@ -219,7 +264,7 @@ fn q4_1(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn q5_0(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
+fn q5_0<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
     for i in 0..n_blocks {
         let at = i * size_of::<Q5_0>();
         let q = nibbles(rows, at + offset_of!(Q5_0, qs));
@@ -232,7 +277,7 @@ fn q5_0(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn q5_1(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
+fn q5_1<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
     for i in 0..n_blocks {
         let at = i * size_of::<Q5_1>();
         let q = nibbles(rows, at + offset_of!(Q5_1, qs));
@@ -247,7 +292,7 @@ fn q5_1(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn q8_0(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
+fn q8_0<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
     for i in 0..n_blocks {
         let at = i * size_of::<Q8_0>();
         for part in 0..2 {
@@ -261,7 +306,7 @@ fn q8_0(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn iq4_nl(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
+fn iq4_nl<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
     for i in 0..n_blocks {
         let at = i * size_of::<IQ4_NL>();
         let q = nibbles(rows, at + offset_of!(IQ4_NL, qs));
@@ -273,7 +318,7 @@ fn iq4_nl(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn q2_k(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
+fn q2_k<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
     for i in 0..n_blocks {
         let at = i * size_of::<Q2_K>();
         for h in 0..2 {
@@ -298,7 +343,7 @@ fn q2_k(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn q3_k(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
+fn q3_k<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
     for i in 0..n_blocks {
         let at = i * size_of::<Q3_K>();
         for part in 0..2 {
@@ -330,7 +375,7 @@ fn q3_k(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
 /// The scales and mins of Q4_K and Q5_K, whose blocks both begin with d, dmin and the packed scales.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn groups_k4(rows: &Rows<'_>, at: usize, i: usize, out: &mut Half8<'_>) {
+fn groups_k4<const P: bool>(rows: &Rows<'_, P>, at: usize, i: usize, out: &mut Half8<'_>) {
     const { assert!(offset_of!(Q4_K, scales) == 4 && offset_of!(Q5_K, scales) == 4) };
     let [factors, a, b, c] = rows.transpose(at);
     let [d, dmin] = halves(factors);
@@ -344,7 +389,7 @@ fn groups_k4(rows: &Rows<'_>, at: usize, i: usize, out: &mut Half8<'_>) {
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn q4_k(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
+fn q4_k<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
     for i in 0..n_blocks {
         let at = i * size_of::<Q4_K>();
         for j in 0..4 {
@@ -362,7 +407,7 @@ fn q4_k(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn q5_k(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
+fn q5_k<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
     for i in 0..n_blocks {
         let at = i * size_of::<Q5_K>();
         for part in 0..2 {
@@ -381,7 +426,7 @@ fn q5_k(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn q6_k(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
+fn q6_k<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
     for i in 0..n_blocks {
         let at = i * size_of::<Q6_K>();
         for h in 0..2 {
@@ -409,7 +454,7 @@ fn q6_k(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn iq4_xs(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
+fn iq4_xs<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
     const { assert!(offset_of!(IQ4_XS, scales_h) == 2 && offset_of!(IQ4_XS, scales_l) == 4) };
     for i in 0..n_blocks {
         let at = i * size_of::<IQ4_XS>();
@@ -431,56 +476,69 @@ fn iq4_xs(rows: &Rows<'_>, n_blocks: usize, out: &mut Half8<'_>) {
     }
 }
 
-pub fn unpack_float(dtype: Dtype, rows: &[&[u8]; PANEL_ROWS], panel: &mut FloatPanel) {
-    let n = rows[0].len() / dtype.block().1;
+pub fn unpack_float(dtype: Dtype, source: &Source<'_>, panel: &mut FloatPanel) {
+    let n = source.row_bytes() / dtype.block().1;
     assert!(n <= FLOAT_COLS);
     for half in 0..2 {
-        let rows = Rows::new(rows, half);
         // SAFETY: this function is in the table of processors with AVX2 and F16C only.
         unsafe {
-            match dtype {
-                Dtype::F32 => wide_rows(&rows, n, panel, half),
-                Dtype::F16 => narrow_rows::<false>(&rows, n, panel, half),
-                Dtype::BF16 => narrow_rows::<true>(&rows, n, panel, half),
-                _ => unreachable!("{dtype} has quants"),
+            match source {
+                Source::Rows(rows) => floats(dtype, &Rows::apart(rows, half), n, panel),
+                Source::Panel(bytes) => floats(dtype, &Rows::interleaved(bytes, half), n, panel),
             }
         }
     }
 }
 
+#[target_feature(enable = "avx2,f16c")]
+fn floats<const P: bool>(dtype: Dtype, rows: &Rows<'_, P>, n: usize, panel: &mut FloatPanel) {
+    match dtype {
+        Dtype::F32 => wide_rows(rows, n, panel),
+        Dtype::F16 => narrow_rows::<false, P>(rows, n, panel),
+        Dtype::BF16 => narrow_rows::<true, P>(rows, n, panel),
+        _ => unreachable!("{dtype} has quants"),
+    }
+}
+
 #[target_feature(enable = "avx2")]
-fn wide_rows(rows: &Rows<'_>, n: usize, panel: &mut FloatPanel, half: usize) {
+fn wide_rows<const P: bool>(rows: &Rows<'_, P>, n: usize, panel: &mut FloatPanel) {
     let (fours, rest) = panel.0[..n].as_chunks_mut::<4>();
     for (i, to) in fours.iter_mut().enumerate() {
         for (to, v) in to.iter_mut().zip(rows.transpose(16 * i)) {
-            store_floats(&mut to.as_chunks_mut().0[half], _mm256_castsi256_ps(v));
+            store_floats(&mut to.as_chunks_mut().0[rows.half], _mm256_castsi256_ps(v));
         }
     }
     for (i, to) in rest.iter_mut().enumerate() {
         let v = rows.words(16 * fours.len() + 4 * i);
-        store_floats(&mut to.as_chunks_mut().0[half], _mm256_castsi256_ps(v));
+        store_floats(&mut to.as_chunks_mut().0[rows.half], _mm256_castsi256_ps(v));
     }
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn narrow_rows<const BF16: bool>(rows: &Rows<'_>, n: usize, panel: &mut FloatPanel, half: usize) {
+fn narrow_rows<const BF16: bool, const P: bool>(rows: &Rows<'_, P>, n: usize, panel: &mut FloatPanel) {
     let upper = |v| _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(0xffff_0000_u32 as i32)));
     let lower = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v));
+    let one = |v| match BF16 {
+        true => _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(v))),
+        false => _mm256_cvtph_ps(v),
+    };
+    // Rows that lie apart are transposed eight columns at a time.
     let (eights, rest) = panel.0[..n].as_chunks_mut::<8>();
     for (i, to) in eights.iter_mut().enumerate() {
+        if P {
+            for (j, to) in to.iter_mut().enumerate() {
+                store_floats(&mut to.as_chunks_mut().0[rows.half], one(rows.shorts(16 * i + 2 * j)));
+            }
+            continue;
+        }
         for (to, v) in to.as_chunks_mut::<2>().0.iter_mut().zip(rows.transpose(16 * i)) {
             let pair = if BF16 { [lower(v), upper(v)] } else { halves(v) };
-            store_floats(&mut to[0].as_chunks_mut().0[half], pair[0]);
-            store_floats(&mut to[1].as_chunks_mut().0[half], pair[1]);
+            store_floats(&mut to[0].as_chunks_mut().0[rows.half], pair[0]);
+            store_floats(&mut to[1].as_chunks_mut().0[rows.half], pair[1]);
         }
     }
     for (i, to) in rest.iter_mut().enumerate() {
-        let to = &mut to.as_chunks_mut::<8>().0[half];
-        let at = 16 * eights.len() + 2 * i;
-        if BF16 {
-            *to = rows.0.map(|row| f32::from_bits(u32::from(u16::from_le_bytes([row[at], row[at + 1]])) << 16));
-        } else {
-            store_floats(to, rows.floats(at));
-        }
+        let v = rows.shorts(16 * eights.len() + 2 * i);
+        store_floats(&mut to.as_chunks_mut().0[rows.half], one(v));
     }
 }
