@@ -65,13 +65,13 @@ pub struct Tile<'a> {
 
 /// Query rows and what they have gathered so far; `width` is `head_dim` rounded up to [`ROW_STEP`].
 pub struct Rows<'a> {
-    /// Scaled queries, `[n_rows, head_dim]`.
+    /// Queries times scale and `log2 e`, `[n_rows, head_dim]`: weights are powers of two.
     pub q: &'a [f32],
-    /// `Σ exp(score - max) · v`, `[n_rows, width]`.
+    /// `Σ 2^(score - max) · v`, `[n_rows, width]`.
     pub acc: &'a mut [f32],
     /// Largest score, `[n_rows]`; `-inf` before the first key.
     pub max: &'a mut [f32],
-    /// `Σ exp(score - max)`, `[n_rows]`.
+    /// `Σ 2^(score - max)`, `[n_rows]`.
     pub sum: &'a mut [f32],
     /// How many keys of the tile each row sees, at most [`KEY_TILE`].
     pub n_keys: &'a [usize],
@@ -181,7 +181,7 @@ impl State<'_> {
                 continue;
             }
             let max = self.max[r].max(later.max[r]);
-            let (before, after) = ((self.max[r] - max).exp(), (later.max[r] - max).exp());
+            let (before, after) = ((self.max[r] - max).exp2(), (later.max[r] - max).exp2());
             (self.max[r], self.sum[r]) = (max, self.sum[r] * before + later.sum[r] * after);
             for (x, y) in acc.iter_mut().zip(later_acc) {
                 *x = *x * before + y * after;
@@ -314,11 +314,12 @@ impl Job<'_> {
         });
     }
 
-    /// The scaled queries of `rows`, `[n_rows, head_dim]`.
+    /// The queries of `rows` as [`Rows`] has them.
     fn queries(&self, head: usize, rows: Range<usize>, q: &mut Vec<f32>) {
+        let factor = self.a.scale * std::f32::consts::LOG2_E;
         q.clear();
         for r in rows {
-            q.extend(self.q[self.head(head, r)].iter().map(|x| x * self.a.scale));
+            q.extend(self.q[self.head(head, r)].iter().map(|x| x * factor));
         }
     }
 

@@ -3,11 +3,10 @@
 //! Each score is one chain of fused multiply-adds over the elements of the head, each output element one over the keys,
 //! whatever rows it is computed with and however keys and values are stored: neither shows in the result.
 
-use super::activation::exp_negative;
 use super::{LANES, load_floats, store_floats};
 use crate::attention::{KEY_TILE, Rows, Tile};
 use crate::kv::KvType;
-use crate::scalar::attention::{check_keys, check_transpose};
+use crate::scalar::attention::{EXP2, check_keys, check_transpose};
 use std::arch::x86_64::*;
 
 /// Rows computed together: their sums with four vectors of keys, or of values, take twelve registers; a value of each row,
@@ -155,7 +154,7 @@ fn add_products<const R: usize>(
     }
 }
 
-/// Turns `n > 0` scores into weights `exp(score - max)`, those after them into zeros, and updates `max` and `sum`.
+/// Turns `n > 0` scores into weights `2^(score - max)`, those after them into next to nothing, and updates `max` and `sum`.
 /// Returns the factor for what was gathered before.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
@@ -168,13 +167,13 @@ fn softmax(p: &mut Scores, n: usize, max: &mut f32, sum: &mut f32) -> f32 {
         let top = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps::<1>(top));
         let top = _mm_max_ps(top, _mm_movehl_ps(top, top));
         let top = _mm_cvtss_f32(_mm_max_ss(top, _mm_movehdup_ps(top)));
-        shrink = _mm256_cvtss_f32(exp_negative(_mm256_set1_ps(*max - top)));
+        shrink = _mm256_cvtss_f32(exp2_negative(_mm256_set1_ps(*max - top)));
         *max = top;
     }
     let top = _mm256_set1_ps(*max);
     let mut total = _mm256_setzero_ps();
     for c in 0..KEYS {
-        let e = exp_negative(_mm256_sub_ps(s[c], top));
+        let e = exp2_negative(_mm256_sub_ps(s[c], top));
         total = _mm256_add_ps(total, e);
         store_floats(&mut p[c], e);
     }
@@ -183,6 +182,23 @@ fn softmax(p: &mut Scores, n: usize, max: &mut f32, sum: &mut f32) -> f32 {
     let total = _mm_cvtss_f32(_mm_add_ss(total, _mm_movehdup_ps(total)));
     *sum = *sum * shrink + total;
     shrink
+}
+
+/// `2^x` for `x <= 0`, to 2e-7; at most `2^-126` where the result would be smaller; NaN for NaN.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn exp2_negative(x: __m256) -> __m256 {
+    // The second operand is the result where one is NaN.
+    let x = _mm256_max_ps(_mm256_set1_ps(-126.0), x);
+    let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+    let r = _mm256_sub_ps(x, n);
+    let mut p = _mm256_set1_ps(EXP2[4]);
+    for c in EXP2[..4].iter().rev() {
+        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(*c));
+    }
+    let p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0));
+    let power = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(n));
+    _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), power))
 }
 
 #[target_feature(enable = "avx2")]
