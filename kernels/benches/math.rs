@@ -75,7 +75,9 @@ fn attentions(table: &Kernels, team: &Team, only: &str) {
         ("decode 135M, 300", 9, 3, 64, 1, 300, Some(F16)),
         ("decode 135M, 100", 9, 3, 64, 1, 100, Some(F16)),
     ];
-    for (name, n_head, n_head_kv, head_dim, n_tokens, n_kv, kind) in shapes.iter().copied().filter(|s| s.0.contains(only)) {
+    for (name, n_head, n_head_kv, head_dim, n_tokens, n_kv, kind) in
+        shapes.iter().copied().filter(|s| s.0.contains(only))
+    {
         let (q, k, v) = (
             noise(n_tokens * n_head * head_dim),
             noise(n_kv * n_head_kv * head_dim),

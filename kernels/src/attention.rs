@@ -206,6 +206,14 @@ thread_local! {
     static CHUNKS: RefCell<Vec<f32>> = RefCell::default();
 }
 
+/// `n` floats of a buffer, from a cache line's beginning on.
+fn aligned(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
+    const LINE: usize = 16;
+    buffer.resize(buffer.len().max(n + LINE), 0.0);
+    let start = buffer.as_ptr().align_offset(size_of::<[f32; LINE]>()).min(LINE);
+    &mut buffer[start..start + n]
+}
+
 /// Runs `f(part)` for each part on all threads, in order, each thread taking the next that is left.
 fn in_turn(team: &Team, n_parts: usize, f: impl Fn(usize) + Sync) {
     let next = AtomicUsize::new(0);
@@ -379,27 +387,28 @@ impl Job<'_> {
                 if !expand || kind == KvType::F32 {
                     return (kind, bytes);
                 }
-                buffer.resize(size, 0.0);
+                let floats = aligned(buffer, size);
                 match kind {
-                    KvType::Q8_0 | KvType::Q4_0 if side == Side::Keys => (self.table.expand_keys)(kind, bytes, buffer),
-                    _ => (self.table.dequantize)(kind.dtype(), bytes, buffer),
+                    KvType::Q8_0 | KvType::Q4_0 if side == Side::Keys => (self.table.expand_keys)(kind, bytes, floats),
+                    _ => (self.table.dequantize)(kind.dtype(), bytes, floats),
                 }
+                (KvType::F32, float_bytes(floats))
             }
             Kv::F32(x) => {
                 let (n, stride) = ((end - start).min(KEY_TILE), n_heads * dim);
                 let x = &x[start * stride + head * dim..];
-                buffer.resize(size, 0.0);
+                let floats = aligned(buffer, size);
                 if side == Side::Keys {
-                    (self.table.transpose)(x, stride, n, &mut buffer[..dim * KEY_TILE]);
+                    (self.table.transpose)(x, stride, n, &mut floats[..dim * KEY_TILE]);
                 } else {
-                    for (y, x) in buffer.chunks_exact_mut(width).zip(x.chunks(stride)).take(n) {
+                    for (y, x) in floats.chunks_exact_mut(width).zip(x.chunks(stride)).take(n) {
                         y[..dim].copy_from_slice(&x[..dim]);
                         y[dim..].fill(0.0);
                     }
                 }
+                (KvType::F32, float_bytes(floats))
             }
         }
-        (KvType::F32, float_bytes(buffer))
     }
 
     fn write(&self, head: usize, rows: Range<usize>, state: &State<'_>, out: &Disjoint<'_, f32>) {

@@ -214,9 +214,8 @@ impl KvTiles {
     /// All that is stored.
     pub fn view(&self) -> Kv<'_> {
         // SAFETY: the slice covers `64 * len` initialized bytes without padding.
-        let bytes = unsafe {
-            std::slice::from_raw_parts(self.lines.as_ptr().cast(), size_of_val(self.lines.as_slice()))
-        };
+        let bytes =
+            unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), size_of_val(self.lines.as_slice())) };
         Kv::Tiles(self.kind, bytes)
     }
 }

@@ -1,14 +1,12 @@
 //! `mmq run`: a prompt and pictures in, an answer out.
 
-mod report;
+pub(super) mod report;
 mod sampling;
 
 use super::arguments::unescape;
-use super::{printable, printed, read_text, say};
+use super::{catch_ctrl_c, printable, printed, read_text, say};
 use crate::media::{self, DecodeOptions, Filter};
-use crate::pipelines::{
-    Cancel, Engine, EngineOptions, Finish, Generation, KvType, Session, SessionOptions, find_mmproj,
-};
+use crate::pipelines::{Engine, EngineOptions, Finish, Generation, KvType, Session, SessionOptions, find_mmproj};
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Error, ErrorKind, Result, bail};
 use report::{Progress, Report};
@@ -174,7 +172,8 @@ impl Args {
     }
 }
 
-fn kv_type(name: &str) -> Result<KvType, String> {
+/// The type of stored keys or values that is called `name`.
+pub(super) fn kv_type(name: &str) -> Result<KvType, String> {
     if let Some(kind) = KvType::ALL.into_iter().find(|kind| kind.name() == name) {
         return Ok(kind);
     }
@@ -188,17 +187,7 @@ fn kv_type(name: &str) -> Result<KvType, String> {
 
 /// Runs the command.
 pub fn run(args: &Args, notes: &[String]) -> Result<()> {
-    let cancel = Cancel::default();
-    let handler = cancel.clone();
-    // The second Ctrl-C ends the program at once: the first waits for the layer at work.
-    let handler = move || {
-        if handler.is_cancelled() {
-            std::process::exit(130);
-        }
-        handler.cancel();
-    };
-    ctrlc::set_handler(handler).map_err(|e| Error::new(ErrorKind::Io, format!("Ctrl-C cannot be caught: {e}")))?;
-
+    let cancel = catch_ctrl_c()?;
     let progress = Progress::new(!args.quiet);
     let mut report = Report::default();
     let note = |text: &str| {

@@ -6,7 +6,7 @@
 use super::{LANES, load_floats, store_floats};
 use crate::attention::{KEY_TILE, Rows, Tile};
 use crate::kv::KvType;
-use crate::scalar::attention::{EXP2, check_keys, check_transpose};
+use crate::scalar::attention::{EXP2, TO_WHOLE, check_keys, check_transpose};
 use std::arch::x86_64::*;
 
 /// Rows computed together: their sums with four vectors of keys, or of values, take twelve registers; a value of each row,
@@ -18,9 +18,14 @@ type Scores = [[f32; LANES]; KEYS];
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub fn attend(rows: &mut Rows<'_>, tile: &Tile<'_>) {
-    let width = rows.check(tile);
-    let n_rows = rows.max.len();
-    let mut r = 0;
+    rows.check(tile);
+    attend_from(rows, tile, 0);
+}
+
+/// [`attend`] for the rows from `r` on.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(in crate::x86) fn attend_from(rows: &mut Rows<'_>, tile: &Tile<'_>, mut r: usize) {
+    let (n_rows, width) = (rows.max.len(), tile.head_dim.next_multiple_of(LANES));
     while r < n_rows {
         let step = GROUP.min(n_rows - r);
         match step {
@@ -77,20 +82,19 @@ const Q4_0: u8 = 3;
 #[inline]
 fn scores<const R: usize, const KIND: u8>(q: &[f32], k: &[u8], p: &mut [Scores; R]) {
     let dim = q.len() / R;
-    let mut rows = [q; R];
-    for (row, q) in rows.iter_mut().zip(q.chunks_exact(dim)) {
-        *row = q;
-    }
+    let rows: [&[f32]; R] = std::array::from_fn(|i| &q[i * dim..][..dim]);
     let mut sums = [[_mm256_setzero_ps(); KEYS]; R];
     match KIND {
         F32 => {
-            for (d, k) in k.as_chunks::<{ 4 * KEY_TILE }>().0.iter().take(dim).enumerate() {
-                add_products(&rows, d, |c| float_bytes(&k.as_chunks().0[c]), &mut sums);
+            let k = &k.as_chunks::<{ 4 * KEY_TILE }>().0[..dim];
+            for d in 0..dim {
+                add_products(&rows, d, |c| float_bytes(&k[d].as_chunks().0[c]), &mut sums);
             }
         }
         F16 => {
-            for (d, k) in k.as_chunks::<{ 2 * KEY_TILE }>().0.iter().take(dim).enumerate() {
-                add_products(&rows, d, |c| half_bytes(&k.as_chunks().0[c]), &mut sums);
+            let k = &k.as_chunks::<{ 2 * KEY_TILE }>().0[..dim];
+            for d in 0..dim {
+                add_products(&rows, d, |c| half_bytes(&k[d].as_chunks().0[c]), &mut sums);
             }
         }
         _ => {
@@ -171,12 +175,12 @@ fn softmax(p: &mut Scores, n: usize, max: &mut f32, sum: &mut f32) -> f32 {
         *max = top;
     }
     let top = _mm256_set1_ps(*max);
-    let mut total = _mm256_setzero_ps();
+    let mut e = s;
     for c in 0..KEYS {
-        let e = exp2_negative(_mm256_sub_ps(s[c], top));
-        total = _mm256_add_ps(total, e);
-        store_floats(&mut p[c], e);
+        e[c] = exp2_negative(_mm256_sub_ps(s[c], top));
+        store_floats(&mut p[c], e[c]);
     }
+    let total = _mm256_add_ps(_mm256_add_ps(e[0], e[2]), _mm256_add_ps(e[1], e[3]));
     let total = _mm_add_ps(_mm256_castps256_ps128(total), _mm256_extractf128_ps::<1>(total));
     let total = _mm_add_ps(total, _mm_movehl_ps(total, total));
     let total = _mm_cvtss_f32(_mm_add_ss(total, _mm_movehdup_ps(total)));
@@ -190,14 +194,15 @@ fn softmax(p: &mut Scores, n: usize, max: &mut f32, sum: &mut f32) -> f32 {
 fn exp2_negative(x: __m256) -> __m256 {
     // The second operand is the result where one is NaN.
     let x = _mm256_max_ps(_mm256_set1_ps(-126.0), x);
-    let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
-    let r = _mm256_sub_ps(x, n);
+    // The sum keeps the nearest whole number in its last bits.
+    let sum = _mm256_add_ps(x, _mm256_set1_ps(TO_WHOLE));
+    let r = _mm256_sub_ps(x, _mm256_sub_ps(sum, _mm256_set1_ps(TO_WHOLE)));
     let mut p = _mm256_set1_ps(EXP2[4]);
     for c in EXP2[..4].iter().rev() {
         p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(*c));
     }
     let p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0));
-    let power = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(n));
+    let power = _mm256_slli_epi32::<23>(_mm256_castps_si256(sum));
     _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), power))
 }
 
@@ -344,10 +349,7 @@ fn split_nibbles(bytes: &[u8; 16]) -> [__m128i; 2] {
     let v = load16(bytes);
     let mask = _mm_set1_epi8(15);
     let eight = _mm_set1_epi8(8);
-    [
-        _mm_sub_epi8(_mm_and_si128(v, mask), eight),
-        _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16::<4>(v), mask), eight),
-    ]
+    [_mm_sub_epi8(_mm_and_si128(v, mask), eight), _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16::<4>(v), mask), eight)]
 }
 
 #[target_feature(enable = "avx2")]

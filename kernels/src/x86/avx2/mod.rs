@@ -4,7 +4,7 @@
 //! to this folder and reach a table through [`extend`] only.
 
 mod activation;
-mod attention;
+pub(super) mod attention;
 mod dequantize;
 mod dot;
 mod elementwise;
