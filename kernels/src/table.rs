@@ -2,6 +2,7 @@
 
 use crate::Dtype;
 use crate::attention::{Rows, Tile};
+use crate::kv::KvType;
 use crate::panel::{Columns, FloatPanel, Form, PANEL_ROWS, Panel, Source};
 use crate::scalar;
 use std::sync::OnceLock;
@@ -76,6 +77,11 @@ pub struct Kernels {
     pub from_f16: fn(&[u16], &mut [f32]),
     /// Advances query rows by one tile of keys and values: the inner step of [`crate::attention()`].
     pub attend: fn(&mut Rows<'_>, &Tile<'_>),
+    /// Expands one head's tile of keys to floats: (type, bytes, `[width][KEY_TILE]`), see [`crate::kv`].
+    pub expand_keys: fn(KvType, &[u8], &mut [f32]),
+    /// Writes the first columns of `n <= KEY_TILE` rows of `x`, which begin `stride` apart, to `out: [n_cols][KEY_TILE]`:
+    /// (x, stride, n, out). Columns of `out` from `n` on keep what they hold.
+    pub transpose: fn(&[f32], usize, usize, &mut [f32]),
 }
 
 impl Level {

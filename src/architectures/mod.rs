@@ -4,7 +4,7 @@ pub mod llama;
 pub mod llava;
 
 use crate::blocks::image_tokens::ImageTokens;
-use crate::blocks::kv_cache::{KvCache, KvType};
+use crate::blocks::kv_cache::{KvCache, KvTypes};
 use crate::gguf::Gguf;
 use crate::media::Image;
 use crate::media::preprocess::Preprocess;
@@ -55,7 +55,10 @@ pub trait TextModel: Send + Sync {
     /// The context that it was trained with, in tokens.
     fn n_ctx_train(&self) -> usize;
     /// An empty cache for at most `n_ctx` tokens.
-    fn new_cache(&self, n_ctx: usize, kv_type: KvType) -> KvCache;
+    ///
+    /// # Errors
+    /// Heads that cannot be stored as the types want.
+    fn new_cache(&self, n_ctx: usize, types: KvTypes) -> Result<KvCache>;
     /// Appends the embeddings of `tokens` to `out`: `[n_tokens, n_embd]`. Each token must be below [`TextModel::n_vocab`].
     fn embed(&self, tokens: &[u32], out: &mut Vec<f32>);
     /// Takes embeddings `x: [n_tokens, n_embd]`, which follow what is in the cache, through the model, adds them to the

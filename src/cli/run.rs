@@ -80,11 +80,11 @@ pub struct Args {
     #[arg(short, long, value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..=1024), help_heading = "Memory and speed")]
     threads: i64,
 
-    /// Type of the stored keys, f16 or f32 [-ctk]
+    /// Type of the stored keys: f16, f32, q8_0 or q4_0 [-ctk]
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type, help_heading = "Memory and speed")]
     cache_type_k: KvType,
 
-    /// Type of the stored values, f16 or f32 [-ctv]
+    /// Type of the stored values: f16, f32, q8_0 or q4_0 [-ctv]
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type, help_heading = "Memory and speed")]
     cache_type_v: KvType,
 
@@ -184,10 +184,14 @@ impl Args {
 
 /// The type of stored keys or values that is called `name`.
 pub(super) fn kv_type(name: &str) -> Result<KvType, String> {
+    if let Some(kind) = KvType::ALL.into_iter().find(|kind| kind.name() == name) {
+        return Ok(kind);
+    }
     match name {
-        "f16" => Ok(KvType::F16),
-        "f32" => Ok(KvType::F32),
-        _ => Err("expected f16 or f32".into()),
+        "bf16" | "q4_1" | "iq4_nl" | "q5_0" | "q5_1" => {
+            Err(format!("{name} is not supported: take f16, f32, q8_0 or q4_0"))
+        }
+        _ => Err("expected f16, f32, q8_0 or q4_0".into()),
     }
 }
 
@@ -205,7 +209,8 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     let options = SessionOptions {
         n_ctx: args.ctx_size as usize,
         n_ubatch: args.ubatch_size.min(args.batch_size) as usize,
-        kv_type: kv_pair(args.cache_type_k, args.cache_type_v)?,
+        cache_type_k: args.cache_type_k,
+        cache_type_v: args.cache_type_v,
         sampler: args.sampling.params()?,
     };
     let sources = image_sources(&args.image)?;
@@ -363,14 +368,6 @@ fn load(args: &Args, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine>
     };
     progress.message("loading");
     Engine::load(model, mmproj, &options)
-}
-
-/// What keys of type `k` and values of type `v` are stored as.
-pub(super) fn kv_pair(k: KvType, v: KvType) -> Result<KvType> {
-    if k != v {
-        bail!(Usage, "-ctk and -ctv: keys and values must be of one type for now");
-    }
-    Ok(k)
 }
 
 /// The prompt of -p, of -f, or of a pipe.

@@ -3,7 +3,7 @@
 use super::engine::Engine;
 use super::prompt::{Piece, Prompt, Slot};
 use crate::architectures::Logits;
-use crate::blocks::kv_cache::{KvCache, KvType};
+use crate::blocks::kv_cache::{KvCache, KvType, KvTypes};
 use crate::ops::{Cx, Trace};
 use crate::text::stop::StopMatcher;
 use crate::text::{Sampler, SamplerParams, StreamDecoder};
@@ -20,15 +20,23 @@ pub struct SessionOptions {
     pub n_ctx: usize,
     /// Most tokens that go through the model at once.
     pub n_ubatch: usize,
-    /// How keys and values are stored.
-    pub kv_type: KvType,
+    /// How keys are stored.
+    pub cache_type_k: KvType,
+    /// How values are stored.
+    pub cache_type_v: KvType,
     /// How tokens are chosen.
     pub sampler: SamplerParams,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        SessionOptions { n_ctx: 0, n_ubatch: 512, kv_type: KvType::F16, sampler: SamplerParams::default() }
+        SessionOptions {
+            n_ctx: 0,
+            n_ubatch: 512,
+            cache_type_k: KvType::F16,
+            cache_type_v: KvType::F16,
+            sampler: SamplerParams::default(),
+        }
     }
 }
 
@@ -110,14 +118,14 @@ impl Session {
     /// A session at the beginning of its context, which `cancel` stops.
     ///
     /// # Errors
-    /// Sampler parameters that make no sense.
+    /// Sampler parameters that make no sense; cache types whose blocks do not fit the model's heads.
     pub fn new(engine: &Arc<Engine>, options: &SessionOptions, cancel: &Cancel) -> Result<Session> {
         let n_ctx = if options.n_ctx == 0 { engine.n_ctx_train() } else { options.n_ctx };
         if options.n_ubatch == 0 {
             bail!(Usage, "a batch of 0 tokens (-ub)");
         }
         Ok(Session {
-            cache: engine.text.new_cache(n_ctx, options.kv_type),
+            cache: engine.text.new_cache(n_ctx, KvTypes { k: options.cache_type_k, v: options.cache_type_v })?,
             timeline: Vec::new(),
             logits: Vec::new(),
             pending: None,

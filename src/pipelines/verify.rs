@@ -144,7 +144,8 @@ impl Runner {
         }
         let options = SessionOptions {
             n_ctx: prompt.n_tokens() + case.n_greedy,
-            kv_type: KvType::F32,
+            cache_type_k: KvType::F32,
+            cache_type_v: KvType::F32,
             sampler: SamplerParams { temp: 0.0, ..SamplerParams::default() },
             ..SessionOptions::default()
         };

@@ -1,7 +1,7 @@
 //! The scalar kernels: complete, plain, and the specification of every other level.
 
 pub(crate) mod activation;
-mod attention;
+pub(crate) mod attention;
 pub(crate) mod dequantize;
 pub(crate) mod dot;
 mod elementwise;
@@ -39,6 +39,8 @@ pub fn table() -> Kernels {
         from_f16: elementwise::from_f16,
         rope: rope::rope,
         attend: attention::attend,
+        expand_keys: attention::expand_keys,
+        transpose: attention::transpose,
     }
 }
 

@@ -4,7 +4,7 @@
 //! to this folder and reach a table through [`extend`] only.
 
 mod activation;
-mod attention;
+pub(super) mod attention;
 mod dequantize;
 mod dot;
 mod elementwise;
@@ -16,6 +16,7 @@ mod unpack;
 
 use crate::Kernels;
 use crate::attention::{Rows, Tile};
+use crate::kv::KvType;
 use std::arch::x86_64::*;
 
 /// Overrides entries of `table`. Only for processors with AVX2, FMA and F16C.
@@ -58,6 +59,8 @@ entries! {
     fn from_f16(x: &[u16], y: &mut [f32]) = elementwise::from_f16;
     fn rope(x: &mut [f32], cos: &[f32], sin: &[f32]) = rope::rope;
     fn attend(rows: &mut Rows<'_>, tile: &Tile<'_>) = attention::attend;
+    fn expand_keys(kind: KvType, bytes: &[u8], out: &mut [f32]) = attention::expand_keys;
+    fn transpose(x: &[f32], stride: usize, n: usize, out: &mut [f32]) = attention::transpose;
 }
 
 /// The part of [`extend`] for functions of floats.
@@ -74,6 +77,8 @@ fn extend_math(table: &mut Kernels) {
     table.from_f16 = from_f16;
     table.rope = rope;
     table.attend = attend;
+    table.expand_keys = expand_keys;
+    table.transpose = transpose;
 }
 
 /// The elements of `x`, at most [`LANES`], followed by zeros.
