@@ -6,7 +6,7 @@ use std::ffi::OsString;
 
 /// What follows a flag.
 #[derive(Clone, Copy, PartialEq)]
-enum Takes {
+pub enum Takes {
     Nothing,
     Value,
     Two,
@@ -15,7 +15,7 @@ enum Takes {
 }
 
 #[derive(Clone, Copy)]
-enum Meaning {
+pub enum Meaning {
     /// Another spelling of one of mmq's own flags.
     Long(&'static str),
     /// Changes nothing that the user could miss.
@@ -40,8 +40,37 @@ const NO_GRAMMAR: Meaning = Missing("answers cannot be held to a grammar");
 const NO_ROPE: Meaning = Missing("RoPE is scaled as the model file says");
 const NO_LORA: Meaning = Missing("adapters cannot be applied");
 
+/// Spellings of a flag, what follows it, what becomes of it.
+pub type Flag = (&'static [&'static str], Takes, Meaning);
+
+/// llama-bench's flags that are not flags of `mmq bench` in this spelling.
+pub const BENCH: &[Flag] = &[
+    (&["-mm"], Value, Long("--mmproj")),
+    (&["-pg"], Value, Long("--prompt-gen")),
+    (&["-ub"], Value, Long("--ubatch-size")),
+    (&["-ctk"], Value, Long("--cache-type-k")),
+    (&["-ctv"], Value, Long("--cache-type-v")),
+    (&["-mmp", "--mmap"], Value, Note(&["1"], "model files are always mapped")),
+    (&["-ngl", "--n-gpu-layers", "-dev", "--device"], Value, ON_CPU),
+    (&["-sm", "--split-mode", "-ts", "--tensor-split", "-mg", "--main-gpu"], Value, ON_CPU),
+    (&["-ncmoe", "--n-cpu-moe", "-ot", "--override-tensor", "-nkvo", "--no-kv-offload"], Value, NOTHING),
+    (&["-nopo", "--no-op-offload", "--no-host", "--repack", "-rtr", "--run-time-repack"], Value, NOTHING),
+    (&["-fitt", "--fit-target", "-fitc", "--fit-ctx"], Value, NOTHING),
+    (&["-fa", "--flash-attn"], Switch, NOTHING),
+    (&["-C", "--cpu-mask", "--numa"], Value, NOT_PINNED),
+    (&["--cpu-strict", "--prio", "--poll"], Value, NOTHING),
+    (&["-lm", "--load-mode", "-lzm", "--lazy-mode", "-dio", "--direct-io"], Value, NOTHING),
+    (&["-embd", "--embeddings"], Value, Note(&["0"], "the last token always goes through the head")),
+    (&["--delay"], Value, Note(&["0"], "tests follow each other at once")),
+    (&["-oe", "--output-err"], Value, Note(&["none"], "results go to standard output")),
+    (&["-v", "--verbose", "--progress", "--offline"], Takes::Nothing, NOTHING),
+    (&["--list-devices"], Takes::Nothing, Missing("mmq runs on the processor")),
+    (&["-rpc", "--rpc"], Value, Missing("mmq runs on this machine alone")),
+    (&["-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-hft", "--hf-token"], Value, NO_DOWNLOAD),
+];
+
 /// llama.cpp's flags that are not flags of `mmq run` in this spelling.
-const FLAGS: &[(&[&str], Takes, Meaning)] = &[
+pub const RUN: &[Flag] = &[
     (&["-mm"], Value, Long("--mmproj")),
     (&["-sys"], Value, Long("--system-prompt")),
     (&["-sysf"], Value, Long("--system-prompt-file")),
@@ -142,9 +171,13 @@ pub struct Spelled {
     pub notes: Vec<String>,
 }
 
-/// Spells out llama.cpp's flags in the arguments of `mmq run`; `takes_value` knows the flags of mmq that are followed by
+/// Spells out llama.cpp's `flags` in the arguments of a command; `takes_value` knows the flags of mmq that are followed by
 /// a value, which stays as it is, as does all that follows `--`.
-pub fn spell_out(arguments: impl Iterator<Item = OsString>, takes_value: impl Fn(&str) -> bool) -> Result<Spelled> {
+pub fn spell_out(
+    flags: &[Flag],
+    arguments: impl Iterator<Item = OsString>,
+    takes_value: impl Fn(&str) -> bool,
+) -> Result<Spelled> {
     let mut spelled = Spelled { arguments: Vec::new(), notes: Vec::new() };
     let mut arguments = arguments.peekable();
     while let Some(argument) = arguments.next() {
@@ -158,7 +191,7 @@ pub fn spell_out(arguments: impl Iterator<Item = OsString>, takes_value: impl Fn
             Some((name, value)) if name.starts_with("--") => (name, Some(value)),
             _ => (text, None),
         };
-        let Some((_, takes, meaning)) = FLAGS.iter().find(|(names, ..)| names.contains(&name)) else {
+        let Some((_, takes, meaning)) = flags.iter().find(|(names, ..)| names.contains(&name)) else {
             let value = takes_value(text).then(|| arguments.next()).flatten();
             spelled.arguments.push(argument);
             spelled.arguments.extend(value);
@@ -230,7 +263,7 @@ mod tests {
 
     fn spell(line: &str) -> Result<Spelled> {
         let takes_value = |flag: &str| ["-m", "-p"].contains(&flag);
-        spell_out(line.split(' ').map(OsString::from), takes_value)
+        spell_out(RUN, line.split(' ').map(OsString::from), takes_value)
     }
 
     #[test]
@@ -258,11 +291,13 @@ mod tests {
 
     #[test]
     fn every_flag_is_listed_once() {
-        let mut names: Vec<&str> = FLAGS.iter().flat_map(|(names, ..)| names.iter().copied()).collect();
-        names.sort_unstable();
-        let n = names.len();
-        names.dedup();
-        assert_eq!(names.len(), n);
+        for flags in [RUN, BENCH] {
+            let mut names: Vec<&str> = flags.iter().flat_map(|(names, ..)| names.iter().copied()).collect();
+            names.sort_unstable();
+            let n = names.len();
+            names.dedup();
+            assert_eq!(names.len(), n);
+        }
     }
 
     #[test]

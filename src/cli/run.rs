@@ -1,14 +1,12 @@
 //! `mmq run`: a prompt and pictures in, an answer out.
 
-mod report;
+pub(super) mod report;
 mod sampling;
 
 use super::arguments::unescape;
-use super::{printable, printed, read_text, say};
+use super::{catch_ctrl_c, printable, printed, read_text, say};
 use crate::media::{self, DecodeOptions, Filter};
-use crate::pipelines::{
-    Cancel, Engine, EngineOptions, Finish, Generation, KvType, Session, SessionOptions, find_mmproj,
-};
+use crate::pipelines::{Engine, EngineOptions, Finish, Generation, KvType, Session, SessionOptions, find_mmproj};
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Error, ErrorKind, Result, bail};
 use report::{Progress, Report};
@@ -174,7 +172,8 @@ impl Args {
     }
 }
 
-fn kv_type(name: &str) -> Result<KvType, String> {
+/// The type of stored keys or values that is called `name`.
+pub(super) fn kv_type(name: &str) -> Result<KvType, String> {
     match name {
         "f16" => Ok(KvType::F16),
         "f32" => Ok(KvType::F32),
@@ -184,17 +183,7 @@ fn kv_type(name: &str) -> Result<KvType, String> {
 
 /// Runs the command.
 pub fn run(args: &Args, notes: &[String]) -> Result<()> {
-    let cancel = Cancel::default();
-    let handler = cancel.clone();
-    // The second Ctrl-C ends the program at once: the first waits for the layer at work.
-    let handler = move || {
-        if handler.is_cancelled() {
-            std::process::exit(130);
-        }
-        handler.cancel();
-    };
-    ctrlc::set_handler(handler).map_err(|e| Error::new(ErrorKind::Io, format!("Ctrl-C cannot be caught: {e}")))?;
-
+    let cancel = catch_ctrl_c()?;
     let progress = Progress::new(!args.quiet);
     let mut report = Report::default();
     let note = |text: &str| {
@@ -206,7 +195,7 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     let options = SessionOptions {
         n_ctx: args.ctx_size as usize,
         n_ubatch: args.ubatch_size.min(args.batch_size) as usize,
-        kv_type: kv_pair(args)?,
+        kv_type: kv_pair(args.cache_type_k, args.cache_type_v)?,
         sampler: args.sampling.params()?,
     };
     let sources = image_sources(&args.image)?;
@@ -363,11 +352,12 @@ fn load(args: &Args, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine>
     Engine::load(model, mmproj, &options)
 }
 
-fn kv_pair(args: &Args) -> Result<KvType> {
-    if args.cache_type_k != args.cache_type_v {
+/// What keys of type `k` and values of type `v` are stored as.
+pub(super) fn kv_pair(k: KvType, v: KvType) -> Result<KvType> {
+    if k != v {
         bail!(Usage, "-ctk and -ctv: keys and values must be of one type for now");
     }
-    Ok(args.cache_type_k)
+    Ok(k)
 }
 
 /// The prompt of -p, of -f, or of a pipe.

@@ -11,7 +11,8 @@ use crate::ops::{Cx, Trace};
 use crate::text::template::{IMAGE_MARKER, Message};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::{Error, Result, bail};
-use mmq_kernels::Activations;
+use mmq_kernels::{Activations, Dtype};
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +30,27 @@ pub struct EngineOptions {
     pub image_filter: Option<Filter>,
 }
 
+/// What a text model is made of.
+#[derive(Clone, Debug)]
+pub struct ModelInfo {
+    /// Architecture and the type of most of its bytes: `llama Q4_0`.
+    pub kind: String,
+    /// Weights in all its tensors.
+    pub n_params: u64,
+    /// Bytes of its tensors as they lie in the file.
+    pub n_bytes: u64,
+}
+
+impl ModelInfo {
+    fn of(gguf: &Gguf) -> Result<ModelInfo> {
+        let architecture = gguf.metadata().str("general.architecture")?.unwrap_or_default();
+        let mut types = BTreeMap::<Dtype, usize>::new();
+        gguf.tensors().iter().for_each(|t| *types.entry(t.dtype).or_default() += t.n_bytes);
+        let most = types.iter().max_by_key(|(_, bytes)| **bytes).map_or("", |(dtype, _)| dtype.name());
+        Ok(ModelInfo { kind: format!("{architecture} {most}"), n_params: gguf.n_params(), n_bytes: gguf.n_bytes() })
+    }
+}
+
 /// A loaded model. Immutable and shared: any number of [`Session`](super::Session)s may run on it.
 pub struct Engine {
     pub(crate) device: Cpu,
@@ -37,6 +59,7 @@ pub struct Engine {
     vision: Option<Box<dyn VisionModel>>,
     template: ChatTemplate,
     name: String,
+    info: ModelInfo,
 }
 
 impl Engine {
@@ -109,6 +132,7 @@ impl Engine {
             vision,
             template,
             name: text.name().to_owned(),
+            info: ModelInfo::of(text)?,
         })
     }
 
@@ -123,6 +147,16 @@ impl Engine {
             Some(vision) => format!("{}; {}", self.text.describe(), vision.describe()),
             None => self.text.describe(),
         }
+    }
+
+    /// What the text model is made of.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// The instruction set that its kernels use: `avx2`, for one.
+    pub fn level(&self) -> &'static str {
+        self.device.kernels.level.name()
     }
 
     /// Whether it can look at pictures.

@@ -218,6 +218,43 @@ impl Session {
         Ok(total)
     }
 
+    /// Forgets everything behind the first `n` positions.
+    pub fn truncate(&mut self, n: usize) {
+        self.cache.truncate(n);
+        self.timeline.truncate(n);
+        self.pending = None;
+        self.logits.clear();
+    }
+
+    /// Takes tokens through the model behind the timeline so far; [`Session::logits`] are those after the last of them.
+    /// Nothing is sampled, and the sampler does not hear of them.
+    ///
+    /// # Errors
+    /// No tokens, unknown ones, or more than the context has room for; the session's [`Cancel`].
+    pub fn extend(&mut self, tokens: &[u32]) -> Result<()> {
+        if tokens.is_empty() {
+            bail!(Usage, "no tokens to go on with");
+        }
+        let n_vocab = self.engine.text.n_vocab();
+        if let Some(token) = tokens.iter().find(|token| **token as usize >= n_vocab) {
+            bail!(Usage, "token {token} is beyond the vocabulary of {n_vocab}");
+        }
+        if tokens.len() > self.n_ctx() - self.n_past() {
+            let (n, past, n_ctx) = (tokens.len(), self.n_past(), self.n_ctx());
+            bail!(ContextFull, "{n} tokens do not fit behind {past}: the context holds {n_ctx}");
+        }
+        self.truncate(self.timeline.len());
+        let n_batches = tokens.len().div_ceil(self.n_ubatch);
+        for (i, batch) in tokens.chunks(self.n_ubatch).enumerate() {
+            let mut x = Vec::with_capacity(batch.len() * self.engine.text.n_embd());
+            self.engine.text.embed(batch, &mut x);
+            let which = if i + 1 == n_batches { Logits::Last } else { Logits::None };
+            self.forward(&mut x, which, None, None)?;
+            self.timeline.extend(batch.iter().map(|token| Slot::Token(*token)));
+        }
+        Ok(())
+    }
+
     /// Runs a whole prompt from an empty context and records every named activation, with logits after every token.
     pub(crate) fn sync_traced(&mut self, prompt: &Prompt, trace: &mut Trace) -> Result<()> {
         self.cache.truncate(0);

@@ -2,6 +2,7 @@
 
 use crate::pipelines::{Answer, Engine, Finish, Session};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -20,16 +21,16 @@ impl Progress {
     }
 
     /// Says what begins, of which nobody knows how long it takes.
-    pub fn message(&self, what: &'static str) {
+    pub fn message(&self, what: impl Into<Cow<'static, str>>) {
         self.begin(what, "{msg} …");
     }
 
     /// Says what begins; [`Progress::set`] tells how much of it is done.
-    pub fn start(&self, what: &'static str) {
+    pub fn start(&self, what: impl Into<Cow<'static, str>>) {
         self.begin(what, "{msg} [{bar:30}] {percent}%");
     }
 
-    fn begin(&self, what: &'static str, template: &str) {
+    fn begin(&self, what: impl Into<Cow<'static, str>>, template: &str) {
         self.finish();
         let target = if self.shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let style = ProgressStyle::with_template(template).expect("the template is valid");
