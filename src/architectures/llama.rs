@@ -180,20 +180,25 @@ impl TextModel for Llama {
         let (cos, sin) = self.rope.table(n_past, n_tokens);
         let mut scratch = Scratch::default();
         cx.trace(|| "embd".into(), x);
+        let n_logits = match which {
+            Logits::None => 0,
+            Logits::Last => 1,
+            Logits::All => n_tokens,
+        };
         for (il, layer) in self.layers.iter().enumerate() {
             if let Err(stopped) = cx.checkpoint(il, self.layers.len()) {
                 cache.truncate(n_past);
                 return Err(stopped);
             }
-            layer.forward(cx, s, il, &cos, &sin, cache, x, &mut scratch);
+            let n_out = if il + 1 == self.layers.len() { n_logits } else { n_tokens };
+            layer.forward(cx, s, il, &cos, &sin, cache, x, n_out, &mut scratch);
         }
         cache.advance(n_tokens);
+        if n_logits == 0 {
+            return Ok(());
+        }
 
-        let first = match which {
-            Logits::None => return Ok(()),
-            Logits::Last => (n_tokens - 1) * s.n_embd,
-            Logits::All => 0,
-        };
+        let first = (n_tokens - n_logits) * s.n_embd;
         let mut norm = Vec::new();
         ops::rms_norm(cx, &x[first..], &self.output_norm, s.eps, &mut norm);
         cx.trace(|| "output_norm".into(), &norm);
