@@ -175,7 +175,10 @@ fn sums_of_exponentials() {
                 let exp = |x: &f32| f64::from(x - max).exp();
                 let (got_max, sum) = (table.sum_exp)(x);
                 let want: f64 = x.iter().map(exp).sum();
-                assert!(got_max == max && (sum / want - 1.0).abs() < 5e-7, "{name}: {got_max}, {sum}, not {max}, {want}");
+                assert!(
+                    got_max == max && (sum / want - 1.0).abs() < 5e-7,
+                    "{name}: {got_max}, {sum}, not {max}, {want}"
+                );
 
                 let y: Vec<f32> = Random((n + h) as u64).floats(n, 20.0);
                 let y_max = y.iter().copied().fold(f32::NEG_INFINITY, f32::max);
