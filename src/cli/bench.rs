@@ -55,7 +55,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     image: Option<String>,
 
-    /// Question about the picture in the row ttft
+    /// Question about the picture in the row ttft; empty: no such row
     #[arg(long, value_name = "TEXT", default_value = "Describe what you see in this picture in one sentence.")]
     image_prompt: String,
 
@@ -138,7 +138,8 @@ impl Plan {
             tests.extend(args.prompt_gen.iter().map(|pair| text(pair.0, pair.1)));
         }
         if args.image.is_some() {
-            tests.extend([Test::Encode, Test::FirstToken]);
+            tests.push(Test::Encode);
+            tests.extend((!args.image_prompt.is_empty()).then_some(Test::FirstToken));
         }
         if tests.is_empty() {
             bail!(Usage, "nothing to measure: -p, -n and -pg are 0, and there is no --image");
