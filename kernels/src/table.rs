@@ -69,6 +69,11 @@ pub struct Kernels {
     pub gelu_quick: fn(&mut [f32]),
     /// `x += y`.
     pub add: fn(&mut [f32], &[f32]),
+    /// The largest element `m` of a row, and `Σ exp(x - m)`: what a softmax divides by. The sum is NaN where an element is.
+    pub sum_exp: fn(&[f32]) -> (f32, f64),
+    /// `Σ exp(x - x_max) · ((x - x_max) - (y - y_max))` of two rows with their largest elements, (x, x_max, y, y_max): the
+    /// part of a Kullback-Leibler divergence that runs over the vocabulary. Nothing counts where the exponential is zero.
+    pub cross_exp: fn(&[f32], f32, &[f32], f32) -> f64,
     /// Rounds floats to F16 bits, to nearest even.
     pub to_f16: fn(&[f32], &mut [u16]),
     /// Rotates neighbouring pairs `(x[2i], x[2i+1])` by `(cos[i], sin[i])`.

@@ -183,7 +183,7 @@ impl TextModel for Llama {
         let n_logits = match which {
             Logits::None => 0,
             Logits::Last => 1,
-            Logits::All => n_tokens,
+            Logits::Tail(n) => n.min(n_tokens),
         };
         for (il, layer) in self.layers.iter().enumerate() {
             if let Err(stopped) = cx.checkpoint(il, self.layers.len()) {

@@ -40,8 +40,8 @@ pub enum Logits {
     None,
     /// Those after the last token.
     Last,
-    /// Those after every token.
-    All,
+    /// Those after the last so many tokens.
+    Tail(usize),
 }
 
 /// A decoder of text: immutable, shared between sessions.
@@ -62,7 +62,7 @@ pub trait TextModel: Send + Sync {
     /// Appends the embeddings of `tokens` to `out`: `[n_tokens, n_embd]`. Each token must be below [`TextModel::n_vocab`].
     fn embed(&self, tokens: &[u32], out: &mut Vec<f32>);
     /// Takes embeddings `x: [n_tokens, n_embd]`, which follow what is in the cache, through the model, adds them to the
-    /// cache and writes `[1 or n_tokens, n_vocab]` logits. When cancelled, the cache is as it was before.
+    /// cache and writes `[n, n_vocab]` logits, as many as `which` asks for. When cancelled, the cache is as it was before.
     fn forward(
         &self,
         cx: &mut Cx<'_>,

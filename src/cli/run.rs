@@ -406,7 +406,7 @@ fn system_prompt(args: &Args) -> Result<Option<String>> {
 }
 
 /// The single sources of `--image a,b --image c`; a data: URL has a comma of its own, and so may an existing file.
-fn image_sources(given: &[String]) -> Result<Vec<String>> {
+pub(super) fn image_sources(given: &[String]) -> Result<Vec<String>> {
     let whole = |source: &&String| source.starts_with("data:") || !source.contains(',') || Path::new(source).exists();
     let sources: Vec<String> = given
         .iter()
@@ -425,7 +425,7 @@ fn image_sources(given: &[String]) -> Result<Vec<String>> {
 }
 
 /// Puts [`IMAGE_MARKER`]s for `n` pictures where the prompt asks for them, or in front.
-fn place_images(prompt: &str, n: usize) -> Result<String> {
+pub(super) fn place_images(prompt: &str, n: usize) -> Result<String> {
     let placed = prompt.replace("<image>", IMAGE_MARKER);
     let n_markers = placed.matches(IMAGE_MARKER).count();
     if n_markers == 0 {

@@ -1,6 +1,7 @@
 //! What interfaces talk to: a loaded [`Engine`], shared and immutable, and a [`Session`], one timeline on it.
 
 mod engine;
+pub mod evaluate;
 mod prompt;
 mod session;
 pub mod verify;

@@ -9,6 +9,7 @@ pub(crate) mod few;
 pub(crate) mod norm;
 pub(crate) mod quantize;
 mod rope;
+pub(crate) mod softmax;
 pub(crate) mod unpack;
 
 use crate::panel::{Columns, FLOAT_COLS, Form, PANEL_COLS, PANEL_ROWS};
@@ -35,6 +36,8 @@ pub fn table() -> Kernels {
         gelu_tanh: activation::gelu_tanh,
         gelu_quick: activation::gelu_quick,
         add: elementwise::add,
+        sum_exp: softmax::sum_exp,
+        cross_exp: softmax::cross_exp,
         to_f16: elementwise::to_f16,
         from_f16: elementwise::from_f16,
         rope: rope::rope,
