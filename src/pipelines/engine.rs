@@ -1,7 +1,8 @@
 //! A loaded model: text decoder, tokenizer, and if there is one the half that sees.
 
 use super::prompt::{EncodedImage, Piece, Prompt};
-use crate::architectures::{self, TextModel, VisionModel};
+use crate::architectures::{self, ImageRows, TextModel, VisionModel};
+use crate::blocks::image_tokens::ImageTokens;
 use crate::device::{self, Cpu};
 use crate::gguf::Gguf;
 use crate::media::Filter;
@@ -74,6 +75,8 @@ pub struct EngineOptions {
     pub load_mode: LoadMode,
     /// What the vision encoder and its projector compute with.
     pub vision_precision: Precision,
+    /// Most tokens of each picture, and how they are made fewer; `None`: as many as the model makes.
+    pub image_tokens: Option<ImageTokens>,
 }
 
 impl EngineOptions {
@@ -111,6 +114,7 @@ pub struct Engine {
     pub(crate) text: Box<dyn TextModel>,
     pub(crate) tokenizer: Tokenizer,
     vision: Option<Box<dyn VisionModel>>,
+    image_tokens: Option<ImageTokens>,
     template: ChatTemplate,
     name: String,
     info: ModelInfo,
@@ -217,6 +221,7 @@ impl Engine {
             text: model,
             tokenizer,
             vision,
+            image_tokens: options.image_tokens,
             template,
             name: text.name().to_owned(),
             info: ModelInfo::of(text)?,
@@ -306,10 +311,11 @@ impl Engine {
         if image.rgb.is_empty() || n_bytes != Some(image.rgb.len()) {
             bail!(Usage, "a picture of {}x{} cannot have {} bytes", image.width, image.height, image.rgb.len());
         }
-        let rows = vision.encode(cx, image, name)?;
+        let ImageRows { rows, n_all } = vision.encode(cx, image, self.image_tokens, name)?;
         let mut hasher = DefaultHasher::new();
-        (image.width, image.height, &image.rgb).hash(&mut hasher);
-        Ok(Arc::new(EncodedImage { n_tokens: rows.len() / vision.n_embd(), rows, id: hasher.finish() }))
+        (image.width, image.height, &image.rgb, self.image_tokens).hash(&mut hasher);
+        let n_tokens = rows.len() / vision.n_embd();
+        Ok(Arc::new(EncodedImage { rows, n_tokens, n_tokens_all: n_all, id: hasher.finish() }))
     }
 
     /// Writes a conversation with the chat template; the answer comes next. Each [`IMAGE_MARKER`] in the messages stands
