@@ -7,7 +7,7 @@ use super::image_tokens::ImageTokensArgs;
 use super::run::{kv_type, report::Progress};
 use super::{catch_ctrl_c, say};
 use crate::media::{self, DecodeOptions};
-use crate::pipelines::{Cancel, Engine, EngineOptions, KvType, Session, SessionOptions, find_mmproj};
+use crate::pipelines::{Cancel, Engine, EngineOptions, KvType, Precision, Session, SessionOptions, find_mmproj};
 use crate::text::SamplerParams;
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Result, bail};
@@ -59,6 +59,10 @@ pub struct Args {
     /// Question about the picture in the row ttft; empty: no such row
     #[arg(long, value_name = "TEXT", default_value = "Describe what you see in this picture in one sentence.")]
     image_prompt: String,
+
+    /// Precision of the vision encoder: f32, int8 or auto, as for `mmq run`
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    vision_precision: Precision,
 
     #[command(flatten)]
     image_tokens: ImageTokensArgs,
@@ -222,6 +226,7 @@ fn load(args: &Args, model: Option<&Path>, n_threads: usize) -> Result<Engine> {
     let options = EngineOptions {
         n_threads: (n_threads > 0).then_some(n_threads),
         image_tokens: args.image_tokens.get(),
+        vision_precision: args.vision_precision,
         ..EngineOptions::default()
     };
     let Some(model) = model else { return Engine::built_in(&options) };
