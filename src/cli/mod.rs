@@ -2,10 +2,13 @@
 
 mod arguments;
 mod inspect;
+mod pack;
+mod progress;
 mod run;
 mod tokenize;
 mod verify;
 
+use crate::pipelines::Cancel;
 use crate::{Error, ErrorKind, Result, bail};
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
@@ -25,6 +28,7 @@ struct Cli {
 enum Command {
     Run(Box<run::Args>),
     Inspect(inspect::Args),
+    Pack(pack::Args),
     Tokenize(tokenize::Args),
     Verify(verify::Args),
 }
@@ -82,8 +86,33 @@ fn start(matches: &ArgMatches, notes: Vec<String>) -> Result<()> {
     match cli.command {
         Command::Run(args) => run::run(&args, &notes),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Pack(args) => pack::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Verify(args) => verify::run(&args),
+    }
+}
+
+/// What Ctrl-C stops. The second one ends the program at once: the first waits for the step at work.
+fn interruptible() -> Result<Cancel> {
+    let cancel = Cancel::default();
+    let handler = cancel.clone();
+    let handler = move || {
+        if handler.is_cancelled() {
+            std::process::exit(130);
+        }
+        handler.cancel();
+    };
+    ctrlc::set_handler(handler).map_err(|e| Error::new(ErrorKind::Io, format!("Ctrl-C cannot be caught: {e}")))?;
+    Ok(cancel)
+}
+
+/// `n` with a decimal prefix: `98.4 M`, `1.24 G`.
+fn scaled(n: u64) -> String {
+    match n {
+        0..1_000 => format!("{n} "),
+        1_000..1_000_000 => format!("{:.1} k", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} M", n as f64 / 1e6),
+        _ => format!("{:.2} G", n as f64 / 1e9),
     }
 }
 

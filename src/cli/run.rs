@@ -4,14 +4,15 @@ mod report;
 mod sampling;
 
 use super::arguments::unescape;
-use super::{printable, printed, read_text, say};
+use super::progress::Progress;
+use super::{interruptible, printable, printed, read_text, say};
 use crate::media::{self, DecodeOptions, Filter};
 use crate::pipelines::{
     Cancel, Engine, EngineOptions, Finish, Generation, KvType, LoadMode, Session, SessionOptions, find_mmproj,
 };
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Error, ErrorKind, Result, bail};
-use report::{Progress, Report};
+use report::Report;
 use std::io::{IsTerminal, StdoutLock, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -199,17 +200,7 @@ fn load_mode(name: &str) -> Result<(LoadMode, bool), String> {
 
 /// Runs the command.
 pub fn run(args: &Args, notes: &[String]) -> Result<()> {
-    let cancel = Cancel::default();
-    let handler = cancel.clone();
-    // The second Ctrl-C ends the program at once: the first waits for the layer at work.
-    let handler = move || {
-        if handler.is_cancelled() {
-            std::process::exit(130);
-        }
-        handler.cancel();
-    };
-    ctrlc::set_handler(handler).map_err(|e| Error::new(ErrorKind::Io, format!("Ctrl-C cannot be caught: {e}")))?;
-
+    let cancel = interruptible()?;
     let progress = Progress::new(!args.quiet);
     let mut report = Report::default();
     let note = |text: &str| {

@@ -20,13 +20,14 @@ use std::sync::Arc;
 /// How weights come into memory. Answers do not depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LoadMode {
-    /// [`LoadMode::Repack`] where it pays and the memory is there, else [`LoadMode::Mmap`]. It pays for files that are not
-    /// packed; the memory is there if the system has twice as much available as the weights take.
+    /// [`LoadMode::Repack`] where the system has twice as much memory available as the weights take, else
+    /// [`LoadMode::Mmap`]. Packed files are always mapped.
     #[default]
     Auto,
     /// They are read from the mapped file, as they lie there: nothing to wait for, and processes share the memory.
     Mmap,
-    /// They are interleaved into memory of the process, for faster products; the file's pages are given back.
+    /// They are interleaved into memory of the process, for faster products; the file's pages are given back. Files that
+    /// are packed need none of it.
     Repack,
 }
 
@@ -42,7 +43,8 @@ impl LoadMode {
             LoadMode::Repack => true,
             // What lies in memory already would be there twice.
             LoadMode::Auto => {
-                gguf.path().is_some() && device::available_memory().is_some_and(|memory| memory / 2 >= n_bytes)
+                let on_disk = gguf.path().is_some() && gguf.packed().is_none();
+                on_disk && device::available_memory().is_some_and(|memory| memory / 2 >= n_bytes)
             }
         };
         if repacks { Loader::repacking(gguf, repack) } else { Loader::mapped(gguf) }

@@ -159,7 +159,7 @@ impl<'a> Loader<'a> {
                 info.dtype
             );
         }
-        Ok(Weight { dtype: info.dtype, layout: Layout::Rows, n_rows, n_cols, bytes: self.gguf.bytes(info) })
+        Ok(Weight { dtype: info.dtype, layout: info.layout, n_rows, n_cols, bytes: self.gguf.bytes(info) })
     }
 
     /// A vector of `n` floats, whatever it is stored as: norms, biases, embeddings that are added.
@@ -179,8 +179,15 @@ impl<'a> Loader<'a> {
     /// All elements of a tensor as floats.
     pub fn floats(&self, info: &TensorInfo) -> Result<Vec<f32>> {
         self.check_runnable(info)?;
-        let mut out = vec![0.0; info.shape.iter().product()];
-        (kernels().dequantize)(info.dtype, &self.gguf.bytes(info), &mut out);
+        let mut out = vec![0.0; info.n_elements()];
+        if info.layout == Layout::Rows {
+            (kernels().dequantize)(info.dtype, &self.gguf.bytes(info), &mut out);
+        } else {
+            let n_rows = info.shape[0];
+            let n_cols = out.len() / n_rows;
+            let weight = self.table(&info.name, n_rows, n_cols)?;
+            out.chunks_exact_mut(n_cols).enumerate().for_each(|(i, row)| weight.row(i, row));
+        }
         Ok(out)
     }
 
