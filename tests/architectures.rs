@@ -2,8 +2,8 @@
 
 use mmq::architectures::{self, ARCHITECTURES};
 use mmq::gguf::Gguf;
-use mmq::pipelines::EngineOptions;
 use mmq::pipelines::verify::{Report, verify};
+use mmq::pipelines::{EngineOptions, Precision};
 use std::path::{Path, PathBuf};
 
 fn folder() -> PathBuf {
@@ -11,7 +11,7 @@ fn folder() -> PathBuf {
 }
 
 fn options(n_threads: usize) -> EngineOptions {
-    EngineOptions { n_threads: Some(n_threads), ..EngineOptions::default() }
+    EngineOptions { n_threads: Some(n_threads), vision_precision: Precision::F32, ..EngineOptions::default() }
 }
 
 /// All but the vocabularies, which `tests/text.rs` uses.

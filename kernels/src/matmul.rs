@@ -8,7 +8,7 @@
 //! multiplies them with all the tokens, and goes on to the next columns: the weights are read and unpacked once a call.
 //! What follows a product (bias, activation, gate, residual) is done on the sums while they are in that cache.
 
-use crate::panel::{Columns, FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel, Source};
+use crate::panel::{Columns, FEW, FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel, Source};
 use crate::team::Disjoint;
 use crate::{Dtype, Kernels, Team, kernels};
 use std::cell::RefCell;
@@ -53,16 +53,18 @@ impl<'a> Weights<'a> {
         if Form::of(self.dtype) == Form::Float { FLOAT_COLS } else { PANEL_COLS }
     }
 
-    /// Columns `first..` of the panel of 16 rows from `row` on, as many as fit a panel. A panel that is not full repeats
-    /// the last row; those sums are dropped.
-    fn part(&self, row: usize, first: usize) -> Source<'a> {
-        let (weights, size) = self.dtype.block();
-        let bytes = first / weights * size..(first + self.step()).min(self.n_cols) / weights * size;
+    /// The 16 rows from `row` on. A panel that is not full repeats the last row; those sums are dropped.
+    fn panel(&self, row: usize) -> Source<'a> {
         let row_bytes = self.row_bytes();
         if self.layout == Layout::Panels && row + PANEL_ROWS <= self.n_rows {
-            return Source::Panel(&self.data[row * row_bytes..][PANEL_ROWS * bytes.start..PANEL_ROWS * bytes.end]);
+            return Source::Panel(&self.data[row * row_bytes..][..PANEL_ROWS * row_bytes]);
         }
-        Source::Rows(std::array::from_fn(|i| &self.data[(row + i).min(self.n_rows - 1) * row_bytes..][bytes.clone()]))
+        Source::Rows(std::array::from_fn(|i| &self.data[(row + i).min(self.n_rows - 1) * row_bytes..][..row_bytes]))
+    }
+
+    /// Columns `first..` of the 16 rows from `row` on, as many as fit a panel.
+    fn part(&self, row: usize, first: usize) -> Source<'a> {
+        self.panel(row).columns(self.dtype, first..(first + self.step()).min(self.n_cols))
     }
 }
 
@@ -134,6 +136,7 @@ pub struct Activations {
     scale: Vec<f32>,
     sum16: Vec<f32>,
     sum32: Vec<f32>,
+    total: Vec<i32>,
 }
 
 impl Activations {
@@ -150,11 +153,13 @@ impl Activations {
         self.scale.resize(n / 32, 0.0);
         self.sum16.resize(n / 16, 0.0);
         self.sum32.resize(n / 32, 0.0);
+        self.total.resize(n / 16, 0);
         let normed_rows = Disjoint::new(&mut self.normed);
         let q = Disjoint::new(&mut self.q);
         let scale = Disjoint::new(&mut self.scale);
         let sum16 = Disjoint::new(&mut self.sum16);
         let sum32 = Disjoint::new(&mut self.sum32);
+        let total = Disjoint::new(&mut self.total);
         let part = |tokens: Range<usize>| {
             SCRATCH.with_borrow_mut(|Scratch { row, .. }| {
                 row.resize(n_cols, 0.0);
@@ -173,9 +178,10 @@ impl Activations {
                     }
                     if rounded {
                         // SAFETY: as above.
-                        let (q, scale, sum16, sum32) =
-                            unsafe { (q.get(at(1)), scale.get(at(32)), sum16.get(at(16)), sum32.get(at(32))) };
-                        (k.quantize)(x, q, scale, sum16, sum32);
+                        let (q, scale, sum16, sum32, total) = unsafe {
+                            (q.get(at(1)), scale.get(at(32)), sum16.get(at(16)), sum32.get(at(32)), total.get(at(16)))
+                        };
+                        (k.quantize)(x, q, scale, sum16, sum32, total);
                     }
                 }
             });
@@ -253,7 +259,14 @@ pub fn matmul_with(k: &Kernels, team: &Team, input: Input<'_>, act: &mut Activat
         n_tokens,
         n_cols,
         floats: if matches!(norm, Norm::None) { x } else { &act.normed },
-        columns: Columns { n_cols, q: &act.q, scale: &act.scale, sum16: &act.sum16, sum32: &act.sum32 },
+        columns: Columns {
+            n_cols,
+            q: &act.q,
+            scale: &act.scale,
+            sum16: &act.sum16,
+            sum32: &act.sum32,
+            total: &act.total,
+        },
     };
     let jobs: Vec<Job<'_>> = products.iter_mut().map(Job::new).collect();
     let total: usize = jobs.iter().map(|job| job.n_bytes()).sum();
@@ -353,6 +366,12 @@ fn multiply(
     sums.clear();
     sums.resize(x.n_tokens, [0.0; PANEL_ROWS]);
     let form = Form::of(w.dtype);
+    if x.n_tokens <= FEW {
+        return match form {
+            Form::Float => (k.dot_few_float)(w.dtype, &w.panel(row), x.floats, sums),
+            _ => (k.dot_few)(w.dtype, &w.panel(row), x.columns, sums),
+        };
+    }
     let step = w.step();
     for first in (0..w.n_cols).step_by(step) {
         let n = step.min(w.n_cols - first);

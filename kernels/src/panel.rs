@@ -6,6 +6,7 @@
 //! summed group by group in column order.
 
 use crate::Dtype;
+use std::ops::Range;
 
 /// Rows of a panel.
 pub const PANEL_ROWS: usize = 16;
@@ -13,6 +14,8 @@ pub const PANEL_ROWS: usize = 16;
 pub const PANEL_COLS: usize = 1024;
 /// Most columns of a panel of float weights, and the length of the partial sums of float products: 16 KiB.
 pub const FLOAT_COLS: usize = 256;
+/// Most tokens whose products are bound by how fast the weights come from memory: those go without a panel.
+pub const FEW: usize = 4;
 
 /// Where a panel is filled from: the same columns of 16 rows.
 // Made and used on the stack, once for a panel: boxing the rows would cost more than their copies.
@@ -25,7 +28,17 @@ pub enum Source<'a> {
     Panel(&'a [u8]),
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    /// Some of the columns: whole blocks of `dtype`.
+    pub fn columns(&self, dtype: Dtype, range: Range<usize>) -> Source<'a> {
+        let (weights, size) = dtype.block();
+        let (start, end) = (range.start / weights * size, range.end / weights * size);
+        match self {
+            Source::Rows(rows) => Source::Rows(rows.map(|row| &row[start..end])),
+            Source::Panel(panel) => Source::Panel(&panel[PANEL_ROWS * start..PANEL_ROWS * end]),
+        }
+    }
+
     /// Bytes of a row.
     ///
     /// # Panics
@@ -133,6 +146,8 @@ pub struct Columns<'a> {
     pub sum16: &'a [f32],
     /// `scale · Σ q` over 32 columns: `[n_tokens, n_cols / 32]`.
     pub sum32: &'a [f32],
+    /// `Σ q` over 16 columns: `[n_tokens, n_cols / 16]`.
+    pub total: &'a [i32],
 }
 
 impl Columns<'_> {
@@ -146,5 +161,6 @@ impl Columns<'_> {
         let n = self.q.len();
         assert!(self.n_cols.is_multiple_of(32) && self.n_cols > 0 && n.is_multiple_of(self.n_cols));
         assert_eq!((self.scale.len(), self.sum16.len(), self.sum32.len()), (n / 32, n / 16, n / 32));
+        assert_eq!(self.total.len(), n / 16);
     }
 }

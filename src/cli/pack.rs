@@ -1,7 +1,7 @@
 //! `mmq pack`: a model file that is mapped and runs at full speed as it is, and the way back.
 
-use super::progress::Progress;
-use super::{interruptible, say, scaled};
+use super::run::report::Progress;
+use super::{catch_ctrl_c, say, scaled};
 use crate::Result;
 use crate::gguf::Gguf;
 use crate::pipelines::Packer;
@@ -38,7 +38,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
-    let cancel = interruptible()?;
+    let cancel = catch_ctrl_c()?;
     let start = Instant::now();
     let gguf = Gguf::open(&args.input)?;
     let n_threads = usize::try_from(args.threads).ok().filter(|n| *n > 0);

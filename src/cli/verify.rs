@@ -2,6 +2,7 @@
 
 use super::printed;
 use crate::gguf::Gguf;
+use crate::pipelines::Precision;
 use crate::pipelines::verify::{self, Check, Report};
 use crate::pipelines::{EngineOptions, LoadMode};
 use crate::{Error, ErrorKind, Result};
@@ -35,6 +36,9 @@ pub struct Args {
     /// How weights come into memory: mmap, repack or auto
     #[arg(long, value_name = "MODE", default_value = "auto")]
     load_mode: LoadMode,
+    /// Precision of vision encoders: f32, int8 or auto; what is recorded was computed in f32
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    vision_precision: Precision,
 }
 
 /// Runs the command.
@@ -42,6 +46,7 @@ pub fn run(args: &Args) -> Result<()> {
     let options = EngineOptions {
         n_threads: usize::try_from(args.threads).ok().filter(|n| *n > 0),
         load_mode: args.load_mode,
+        vision_precision: args.vision_precision,
         ..EngineOptions::default()
     };
     let mut out = io::stdout().lock();

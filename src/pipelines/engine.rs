@@ -1,18 +1,20 @@
 //! A loaded model: text decoder, tokenizer, and if there is one the half that sees.
 
 use super::prompt::{EncodedImage, Piece, Prompt};
-use crate::architectures::{self, TextModel, VisionModel};
+use crate::architectures::{self, ImageRows, TextModel, VisionModel};
+use crate::blocks::image_tokens::ImageTokens;
 use crate::device::{self, Cpu};
 use crate::gguf::Gguf;
 use crate::media::Filter;
 use crate::media::Image;
 use crate::media::preprocess::Fit;
 use crate::ops::{Cx, Trace};
-use crate::tensor::{Loader, Repack};
+use crate::tensor::{Loader, Loading, Precision, Repack};
 use crate::text::template::{IMAGE_MARKER, Message};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::{Error, Result, bail};
-use mmq_kernels::Activations;
+use mmq_kernels::{Activations, Dtype};
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,9 +38,9 @@ impl LoadMode {
     pub const NAMES: [(&str, LoadMode); 3] =
         [("auto", LoadMode::Auto), ("mmap", LoadMode::Mmap), ("repack", LoadMode::Repack)];
 
-    /// A loader for `gguf`, one of files that have `n_bytes` of weights together.
-    pub(crate) fn loader<'a>(self, gguf: &'a Gguf, n_bytes: u64, repack: &'a Repack<'a>) -> Loader<'a> {
-        let repacks = match self {
+    /// Whether the matrices of `gguf`, one of files that have `n_bytes` of weights together, are interleaved at load.
+    pub(crate) fn repacks(self, gguf: &Gguf, n_bytes: u64) -> bool {
+        match self {
             LoadMode::Mmap => false,
             LoadMode::Repack => true,
             // What lies in memory already would be there twice.
@@ -46,8 +48,7 @@ impl LoadMode {
                 let on_disk = gguf.path().is_some() && gguf.packed().is_none();
                 on_disk && device::available_memory().is_some_and(|memory| memory / 2 >= n_bytes)
             }
-        };
-        if repacks { Loader::repacking(gguf, repack) } else { Loader::mapped(gguf) }
+        }
     }
 }
 
@@ -73,6 +74,31 @@ pub struct EngineOptions {
     pub image_filter: Option<Filter>,
     /// How weights come into memory.
     pub load_mode: LoadMode,
+    /// What the vision encoder and its projector compute with.
+    pub vision_precision: Precision,
+    /// Most tokens of each picture, and how they are made fewer; `None`: as many as the model makes.
+    pub image_tokens: Option<ImageTokens>,
+}
+
+/// What a text model is made of.
+#[derive(Clone, Debug)]
+pub struct ModelInfo {
+    /// Architecture and the type of most of its bytes: `llama Q4_0`.
+    pub kind: String,
+    /// Weights in all its tensors.
+    pub n_params: u64,
+    /// Bytes of its tensors as they lie in the file.
+    pub n_bytes: u64,
+}
+
+impl ModelInfo {
+    fn of(gguf: &Gguf) -> Result<ModelInfo> {
+        let architecture = gguf.metadata().str("general.architecture")?.unwrap_or_default();
+        let mut types = BTreeMap::<Dtype, usize>::new();
+        gguf.tensors().iter().for_each(|t| *types.entry(t.dtype).or_default() += t.n_bytes);
+        let most = types.iter().max_by_key(|(_, bytes)| **bytes).map_or("", |(dtype, _)| dtype.name());
+        Ok(ModelInfo { kind: format!("{architecture} {most}"), n_params: gguf.n_params(), n_bytes: gguf.n_bytes() })
+    }
 }
 
 /// A loaded model. Immutable and shared: any number of [`Session`](super::Session)s may run on it.
@@ -81,8 +107,10 @@ pub struct Engine {
     pub(crate) text: Box<dyn TextModel>,
     pub(crate) tokenizer: Tokenizer,
     vision: Option<Box<dyn VisionModel>>,
+    image_tokens: Option<ImageTokens>,
     template: ChatTemplate,
     name: String,
+    info: ModelInfo,
 }
 
 impl Engine {
@@ -142,7 +170,15 @@ impl Engine {
             progress.iter_mut().for_each(|progress| progress(done as f32 / total as f32));
         };
         let repack = Repack::new(&device.team, cancel.map(super::Cancel::flag), &mut report);
-        let loader = |gguf| options.load_mode.loader(gguf, total, &repack);
+        let loader = |gguf| Loader {
+            gguf,
+            loading: Loading {
+                team: Some(&device.team),
+                vision: options.vision_precision,
+                repack: options.load_mode.repacks(gguf, total).then_some(&repack),
+                noted: None,
+            },
+        };
         let model = architectures::load_text(loader(text))?;
         let vision_file = mmproj.or_else(|| text.tensor("v.patch_embd.weight").is_some().then_some(text));
         let mut vision = vision_file.map(|gguf| architectures::load_vision(loader(gguf))).transpose()?;
@@ -181,7 +217,16 @@ impl Engine {
             Some(template) => ChatTemplate::new(template)?,
             None => ChatTemplate::pick(text.metadata(), vision_file.map(Gguf::metadata))?,
         };
-        Ok(Engine { device, text: model, tokenizer, vision, template, name: text.name().to_owned() })
+        Ok(Engine {
+            device,
+            text: model,
+            tokenizer,
+            vision,
+            image_tokens: options.image_tokens,
+            template,
+            name: text.name().to_owned(),
+            info: ModelInfo::of(text)?,
+        })
     }
 
     /// The text model's file name.
@@ -195,6 +240,16 @@ impl Engine {
             Some(vision) => format!("{}; {}", self.text.describe(), vision.describe()),
             None => self.text.describe(),
         }
+    }
+
+    /// What the text model is made of.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// The instruction set that its kernels use: `avx2`, for one.
+    pub fn level(&self) -> &'static str {
+        self.device.kernels.level.name()
     }
 
     /// Whether it can look at pictures.
@@ -257,10 +312,11 @@ impl Engine {
         if image.rgb.is_empty() || n_bytes != Some(image.rgb.len()) {
             bail!(Usage, "a picture of {}x{} cannot have {} bytes", image.width, image.height, image.rgb.len());
         }
-        let rows = vision.encode(cx, image, name)?;
+        let ImageRows { rows, n_all } = vision.encode(cx, image, self.image_tokens, name)?;
         let mut hasher = DefaultHasher::new();
-        (image.width, image.height, &image.rgb).hash(&mut hasher);
-        Ok(Arc::new(EncodedImage { n_tokens: rows.len() / vision.n_embd(), rows, id: hasher.finish() }))
+        (image.width, image.height, &image.rgb, self.image_tokens).hash(&mut hasher);
+        let n_tokens = rows.len() / vision.n_embd();
+        Ok(Arc::new(EncodedImage { rows, n_tokens, n_tokens_all: n_all, id: hasher.finish() }))
     }
 
     /// Writes a conversation with the chat template; the answer comes next. Each [`IMAGE_MARKER`] in the messages stands

@@ -1,7 +1,60 @@
-//! What a run tells besides the answer: timings at the end, or all of it as JSON.
+//! What a run tells besides the answer: progress while it works, timings at the end, or all of it as JSON.
 
 use crate::pipelines::{Answer, Engine, Finish, Session};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::io::IsTerminal;
 use std::time::Duration;
+
+/// A bar on standard error, one after the other for what takes time; nothing where nobody watches.
+pub struct Progress {
+    shown: bool,
+    bar: RefCell<ProgressBar>,
+}
+
+impl Progress {
+    /// Bars that are shown if `wanted` and standard error is a terminal.
+    pub fn new(wanted: bool) -> Progress {
+        let shown = wanted && std::io::stderr().is_terminal();
+        Progress { shown, bar: RefCell::new(ProgressBar::hidden()) }
+    }
+
+    /// Says what begins, of which nobody knows how long it takes.
+    pub fn message(&self, what: impl Into<Cow<'static, str>>) {
+        self.begin(what, "{msg} …");
+    }
+
+    /// Says what begins; [`Progress::set`] tells how much of it is done.
+    pub fn start(&self, what: impl Into<Cow<'static, str>>) {
+        self.begin(what, "{msg} [{bar:30}] {percent}%");
+    }
+
+    fn begin(&self, what: impl Into<Cow<'static, str>>, template: &str) {
+        self.finish();
+        let target = if self.shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let style = ProgressStyle::with_template(template).expect("the template is valid");
+        let bar = ProgressBar::with_draw_target(Some(1000), target).with_style(style).with_message(what);
+        bar.tick();
+        self.bar.replace(bar);
+    }
+
+    /// Says how much is done, from 0 to 1.
+    pub fn set(&self, done: f32) {
+        self.bar.borrow().set_position((done * 1000.0) as u64);
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.borrow().finish_and_clear();
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
 
 /// Times and counts of a run, phase by phase.
 #[derive(Default)]
@@ -20,6 +73,8 @@ pub struct Report {
     pub first_token: Option<Duration>,
     /// Image tokens.
     pub n_image: usize,
+    /// Image tokens that there would be without a limit.
+    pub n_image_all: usize,
     /// Tokens of the prompt, image tokens included.
     pub n_prompt: usize,
     /// Tokens of the answer.
@@ -54,6 +109,9 @@ impl Report {
         if let Some(time) = self.first_token {
             row("first token", time, None);
         }
+        if self.n_image < self.n_image_all {
+            table += &format!("\nimage tokens: {} kept of {}", self.n_image, self.n_image_all);
+        }
         table
     }
 
@@ -77,6 +135,7 @@ impl Report {
             "n_ctx": session.n_ctx(),
             "n_prompt": self.n_prompt,
             "n_image": self.n_image,
+            "n_image_all": self.n_image_all,
             "n_generated": self.n_generated,
             "timings": {
                 "load_ms": ms(self.load),
