@@ -18,6 +18,7 @@ use values::{Numbers, Pair};
 
 /// Measures how fast a model reads prompts, writes tokens and encodes pictures.
 #[derive(clap::Args)]
+#[command(args_override_self = true)]
 #[command(after_help = "N: numbers separated by commas, and ranges A-B, A-B+STEP, A-B*FACTOR; flags may be repeated.
 Every combination is measured. Sampling and the splitting of text into tokens are not part of it.
 [-pg] and the like: llama-bench's short spelling, which works too.
