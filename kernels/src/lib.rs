@@ -9,6 +9,7 @@ pub mod block;
 pub mod interleave;
 pub mod matmul;
 pub mod panel;
+pub mod round;
 pub mod scalar;
 pub mod table;
 pub mod team;

@@ -39,7 +39,7 @@ pub const ARCH: Architecture = Architecture {
             && gguf.tensor("mm.0.weight").is_some()
             && matches!(projector, "mlp" | "mlp_norm" | "linear")
     },
-    load: |gguf| Ok(Model::Vision(Box::new(Llava::load(gguf)?))),
+    load: |loader| Ok(Model::Vision(Box::new(Llava::load(loader)?))),
 };
 
 /// Most values of a picture's activations at any step: more than any model of this kind has. They take memory whatever the
@@ -56,8 +56,8 @@ pub struct Llava {
 
 impl Llava {
     /// Loads the weights, checking every shape.
-    pub fn load(gguf: &Gguf) -> Result<Llava> {
-        let loader = Loader { gguf };
+    pub fn load(loader: Loader<'_>) -> Result<Llava> {
+        let gguf = loader.gguf;
         let shape = vit_shape(gguf)?;
         let projector = Mlp::load(loader, shape.n_feature(), 1e-5)?;
         let newline = ["model.image_newline", "v.image_newline"].into_iter().find(|name| loader.has(name));

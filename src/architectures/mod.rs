@@ -8,6 +8,7 @@ use crate::gguf::Gguf;
 use crate::media::Image;
 use crate::media::preprocess::Preprocess;
 use crate::ops::Cx;
+use crate::tensor::Loader;
 use crate::{Result, bail};
 
 /// Every architecture that mmq runs.
@@ -20,7 +21,7 @@ pub struct Architecture {
     /// Whether a file is of this architecture.
     pub matches: fn(&Gguf) -> bool,
     /// Loads it.
-    pub load: fn(&Gguf) -> Result<Model>,
+    pub load: fn(Loader<'_>) -> Result<Model>,
 }
 
 /// A loaded part of a system.
@@ -89,28 +90,28 @@ pub fn of(gguf: &Gguf) -> impl Iterator<Item = &'static Architecture> {
 }
 
 /// Loads the text model of a file.
-pub fn load_text(gguf: &Gguf) -> Result<Box<dyn TextModel>> {
-    for arch in of(gguf) {
-        if let Model::Text(model) = (arch.load)(gguf)? {
+pub fn load_text(loader: Loader<'_>) -> Result<Box<dyn TextModel>> {
+    for arch in of(loader.gguf) {
+        if let Model::Text(model) = (arch.load)(loader)? {
             return Ok(model);
         }
     }
-    refuse(gguf, "text model")
+    refuse(loader.gguf, "text model")
 }
 
 /// Loads the vision encoder and projector of a file.
-pub fn load_vision(gguf: &Gguf) -> Result<Box<dyn VisionModel>> {
-    for arch in of(gguf) {
-        if let Model::Vision(model) = (arch.load)(gguf)? {
+pub fn load_vision(loader: Loader<'_>) -> Result<Box<dyn VisionModel>> {
+    for arch in of(loader.gguf) {
+        if let Model::Vision(model) = (arch.load)(loader)? {
             return Ok(model);
         }
     }
-    refuse(gguf, "vision encoder (mmproj)")
+    refuse(loader.gguf, "vision encoder (mmproj)")
 }
 
 /// What mmq can do with a file, or an error that says why it can do nothing.
 pub fn check(gguf: &Gguf) -> Result<String> {
-    let parts = of(gguf).map(|arch| (arch.load)(gguf)).collect::<Result<Vec<_>>>()?;
+    let parts = of(gguf).map(|arch| (arch.load)(Loader::stored(gguf))).collect::<Result<Vec<_>>>()?;
     if parts.is_empty() {
         return refuse(gguf, "model that mmq knows");
     }

@@ -75,7 +75,7 @@ impl Vit {
         let d = shape.n_embd;
         let linear = |name: String, n_out: usize, n_in: usize| -> Result<Linear> {
             Ok(Linear {
-                weight: loader.weight(&format!("{name}.weight"), n_out, n_in)?,
+                weight: loader.vision_weight(&format!("{name}.weight"), n_out, n_in)?,
                 bias: loader.optional_vector(&format!("{name}.bias"), n_out)?,
             })
         };

@@ -6,7 +6,9 @@ mod sampling;
 use super::arguments::unescape;
 use super::{catch_ctrl_c, printable, printed, read_text, say};
 use crate::media::{self, DecodeOptions, Filter};
-use crate::pipelines::{Engine, EngineOptions, Finish, Generation, KvType, Session, SessionOptions, find_mmproj};
+use crate::pipelines::{
+    Engine, EngineOptions, Finish, Generation, KvType, Precision, Session, SessionOptions, find_mmproj,
+};
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Error, ErrorKind, Result, bail};
 use report::{Progress, Report};
@@ -112,6 +114,10 @@ pub struct Args {
     /// Filter that pictures are resized with: bicubic, bilinear, lanczos or box
     #[arg(long, value_name = "FILTER", help_heading = "Pictures")]
     image_filter: Option<Filter>,
+
+    /// Precision of the vision encoder: f32, int8 (faster) or auto (int8 for files of float weights)
+    #[arg(long, value_name = "TYPE", default_value = "auto", help_heading = "Pictures")]
+    vision_precision: Precision,
 
     /// Colour under transparent pixels: white, black, grey or #rrggbb
     #[arg(long, value_name = "COLOUR", default_value = "white", value_parser = media::decode::parse_color, help_heading = "Pictures")]
@@ -327,6 +333,7 @@ fn load(args: &Args, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine>
         chat_template,
         image_fit: args.image_fit.clone(),
         image_filter: args.image_filter,
+        vision_precision: args.vision_precision,
     };
     let Some(model) = &args.model else {
         if let Some(mmproj) = &args.mmproj {

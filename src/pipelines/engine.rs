@@ -8,6 +8,7 @@ use crate::media::Filter;
 use crate::media::Image;
 use crate::media::preprocess::Fit;
 use crate::ops::{Cx, Trace};
+use crate::tensor::{Loader, Loading, Precision};
 use crate::text::template::{IMAGE_MARKER, Message};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::{Error, Result, bail};
@@ -28,6 +29,8 @@ pub struct EngineOptions {
     pub image_fit: Option<String>,
     /// The filter that pictures are resized with, in place of bicubic.
     pub image_filter: Option<Filter>,
+    /// What the vision encoder and its projector compute with.
+    pub vision_precision: Precision,
 }
 
 /// What a text model is made of.
@@ -87,9 +90,12 @@ impl Engine {
 
     /// Loads from files that are open already.
     pub fn from_gguf(text: &Gguf, mmproj: Option<&Gguf>, options: &EngineOptions) -> Result<Engine> {
-        let model = architectures::load_text(text)?;
+        let device = Cpu::new(options.n_threads);
+        let loading = Loading { team: Some(&device.team), vision: options.vision_precision };
+        let load = |gguf| Loader { gguf, loading };
+        let model = architectures::load_text(load(text))?;
         let vision_file = mmproj.or_else(|| text.tensor("v.patch_embd.weight").is_some().then_some(text));
-        let mut vision = vision_file.map(architectures::load_vision).transpose()?;
+        let mut vision = vision_file.map(|file| architectures::load_vision(load(file))).transpose()?;
         if let (Some(vision), Some(file)) = (&vision, vision_file)
             && vision.n_embd() != model.n_embd()
         {
@@ -126,7 +132,7 @@ impl Engine {
             None => ChatTemplate::pick(text.metadata(), vision_file.map(Gguf::metadata))?,
         };
         Ok(Engine {
-            device: Cpu::new(options.n_threads),
+            device,
             text: model,
             tokenizer,
             vision,

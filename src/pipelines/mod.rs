@@ -6,6 +6,7 @@ mod session;
 pub mod verify;
 
 pub use crate::blocks::kv_cache::KvType;
+pub use crate::tensor::Precision;
 pub use engine::{Engine, EngineOptions, ModelInfo, find_mmproj};
 pub use prompt::{EncodedImage, Piece, Prompt};
 pub use session::{Answer, Cancel, Finish, Generation, Session, SessionOptions};
