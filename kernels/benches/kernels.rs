@@ -1,4 +1,5 @@
-//! What products cost, by type: one token (GB of weights a second) and 577 (multiplications and additions a cycle).
+//! What products cost, by type: one token and four (GB of weights a second, as stored and interleaved) and 512
+//! (multiplications and additions a cycle).
 //!
 //! `cargo bench -p mmq-kernels --bench kernels [-- FILTER]`; `BENCH_THREADS` sets the threads, `MMQ_LEVEL` the level. A bound
 //! in a name is what two multipliers a cycle allow (`bound`). One token walks through 256 MB of weights, so that no piece is
@@ -12,7 +13,7 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const N_COLS: usize = 4096;
-const N_TOKENS: usize = 577;
+const PREFILL: usize = 512;
 const WALK: usize = 256_000_000;
 
 /// Operations a cycle that two vector multipliers can do: with 256 bits two products in i16 for each byte, summed up in i16
@@ -45,7 +46,7 @@ fn main() {
     let (mut criterion, n_threads) = clock::criterion();
     let team = Team::new(n_threads);
     let level = kernels().level.name();
-    let x: Vec<f32> = (0..N_TOKENS * N_COLS).map(|i| (i * 7919 % 1000) as f32 / 500.0 - 1.0).collect();
+    let x: Vec<f32> = (0..PREFILL * N_COLS).map(|i| (i * 7919 % 1000) as f32 / 500.0 - 1.0).collect();
     let data = bytes(WALK);
 
     let mut group = criterion.benchmark_group("read");
@@ -78,22 +79,24 @@ fn main() {
                 matmul(&team, input, &mut act, &mut [product]);
             };
             let n_rows = 512 * n_threads;
-            let mut out = vec![0.0; N_TOKENS * n_rows];
+            let mut out = vec![0.0; PREFILL * n_rows];
             let mut pieces = (0..WALK / (n_rows * row_bytes)).cycle();
-            let mut group = criterion.benchmark_group("one token");
-            group.throughput(Throughput::Bytes((n_rows * row_bytes) as u64));
-            group.bench_function(BenchmarkId::new(dtype.name(), name), |b| {
-                b.iter(|| product(n_rows, 1, pieces.next().unwrap_or(0), &mut out));
-            });
-            group.finish();
+            for (n_tokens, title) in [(1, "one token"), (4, "four tokens")] {
+                let mut group = criterion.benchmark_group(title);
+                group.throughput(Throughput::Bytes((n_rows * row_bytes) as u64));
+                group.bench_function(BenchmarkId::new(dtype.name(), name), |b| {
+                    b.iter(|| product(n_rows, n_tokens, pieces.next().unwrap_or(0), &mut out));
+                });
+                group.finish();
+            }
 
             let n_rows = 32 * n_threads;
             let mut pieces = (0..8).cycle();
             let limit = bound(level, dtype).map_or(String::new(), |bound| format!(", bound {bound}"));
-            let mut group = criterion.benchmark_group(format!("{N_TOKENS} tokens"));
-            group.throughput(Throughput::Elements(2 * (N_TOKENS * n_rows * N_COLS) as u64));
+            let mut group = criterion.benchmark_group(format!("{PREFILL} tokens"));
+            group.throughput(Throughput::Elements(2 * (PREFILL * n_rows * N_COLS) as u64));
             group.bench_function(BenchmarkId::new(dtype.name(), format!("{name}{limit}")), |b| {
-                b.iter(|| product(n_rows, N_TOKENS, pieces.next().unwrap_or(0), &mut out));
+                b.iter(|| product(n_rows, PREFILL, pieces.next().unwrap_or(0), &mut out));
             });
             group.finish();
         }

@@ -4,8 +4,8 @@
 mod clock;
 
 use criterion::measurement::Measurement;
-use criterion::{Criterion, Throughput};
-use mmq_kernels::{Attention, Kernels, Kv, Team, attention, kernels};
+use criterion::{BenchmarkId, Criterion, Throughput};
+use mmq_kernels::{Attention, Kernels, Kv, KvTiles, KvType, Side, Team, attention, kernels};
 use std::hint::black_box;
 
 fn noise(n: usize) -> Vec<f32> {
@@ -48,39 +48,56 @@ fn elements<M: Measurement>(criterion: &mut Criterion<M>, table: &Kernels) {
 
 /// Prefill and encoding in operations a cycle; decoding in GB of keys and values a second.
 fn attentions<M: Measurement>(criterion: &mut Criterion<M>, table: &Kernels, team: &Team) {
-    // (name, query heads, key heads, head_dim, queries, keys, causal, F16)
+    use KvType::{F16, Q4_0, Q8_0};
+    // (name, query heads, key heads, head_dim, queries, keys, type of keys and values if causal)
     let shapes = [
-        ("ViT-L-14-336", 16, 16, 64, 577, 577, false, false),
-        ("prefill 7B, 512", 32, 32, 128, 512, 512, true, true),
-        ("prefill 135M, 512", 9, 3, 64, 512, 512, true, true),
-        ("decode 7B, 4k", 32, 32, 128, 1, 4096, true, true),
-        ("decode 8B GQA, 4k", 32, 8, 128, 1, 4096, true, true),
-        ("decode 135M, 4k", 9, 3, 64, 1, 4096, true, true),
-        ("decode 135M, 300", 9, 3, 64, 1, 300, true, true),
+        ("ViT-L-14-336", 16, 16, 64, 577, 577, None),
+        ("prefill 7B, 512", 32, 32, 128, 512, 512, Some(F16)),
+        ("prefill 135M, 512", 9, 3, 64, 512, 512, Some(F16)),
+        ("prefill 135M, 512", 9, 3, 64, 512, 512, Some(Q8_0)),
+        ("prefill 135M, 512 at 7680", 9, 3, 64, 512, 8192, Some(F16)),
+        ("decode 7B, 4k", 32, 32, 128, 1, 4096, Some(F16)),
+        ("decode 7B, 4k", 32, 32, 128, 1, 4096, Some(Q8_0)),
+        ("decode 7B, 4k", 32, 32, 128, 1, 4096, Some(Q4_0)),
+        ("decode 8B GQA, 4k", 32, 8, 128, 1, 4096, Some(F16)),
+        ("decode 8B GQA, 4k", 32, 8, 128, 1, 4096, Some(Q8_0)),
+        ("decode 135M, 8k", 9, 3, 64, 1, 8192, Some(F16)),
+        ("decode 135M, 4k", 9, 3, 64, 1, 4096, Some(F16)),
+        ("decode 135M, 4k", 9, 3, 64, 1, 4096, Some(Q4_0)),
+        ("decode 135M, 300", 9, 3, 64, 1, 300, Some(F16)),
+        ("decode 135M, 100", 9, 3, 64, 1, 100, Some(F16)),
     ];
     let mut group = criterion.benchmark_group("attention");
-    for (name, n_head, n_head_kv, head_dim, n_tokens, n_kv, causal, half) in shapes {
+    for (name, n_head, n_head_kv, head_dim, n_tokens, n_kv, kind) in shapes {
         let q = noise(n_tokens * n_head * head_dim);
         let (k, v) = (noise(n_kv * n_head_kv * head_dim), noise(n_kv * n_head_kv * head_dim));
         // As many layers as push the keys out of the caches, as in a real decoding step.
         let n_layers = if n_tokens == 1 { 8 } else { 1 };
-        let mut bits = vec![[vec![0; k.len()], vec![0; v.len()]]; n_layers];
-        for [k_bits, v_bits] in &mut bits {
-            (table.to_f16)(&k, k_bits);
-            (table.to_f16)(&v, v_bits);
-        }
-        let a = Attention { n_head, n_head_kv, head_dim, scale: 0.125, causal: causal.then_some(n_kv - n_tokens) };
+        let store = |side, x: &[f32]| {
+            let mut tiles = KvTiles::new(kind.unwrap_or(F16), side, n_head_kv, head_dim);
+            tiles.push(table, x, n_kv);
+            tiles
+        };
+        let stored: Vec<_> = (0..n_layers).map(|_| [store(Side::Keys, &k), store(Side::Values, &v)]).collect();
+        let causal = kind.map(|_| n_kv - n_tokens);
+        let a = Attention { n_head, n_head_kv, head_dim, scale: 0.125, causal };
         let mut out = vec![0.0; q.len()];
-        let pairs = if causal { (n_kv - n_tokens) * n_tokens + n_tokens * (n_tokens + 1) / 2 } else { n_kv * n_tokens };
+        let pairs = match causal {
+            Some(n_past) => n_past * n_tokens + n_tokens * (n_tokens + 1) / 2,
+            None => n_kv * n_tokens,
+        };
+        let stored_as = kind.unwrap_or(KvType::F32);
         group.throughput(match n_tokens {
-            1 => Throughput::Bytes((2 * k.len() * if half { 2 } else { 4 }) as u64),
+            1 => Throughput::Bytes((2 * k.len() / stored_as.block() * stored_as.dtype().block().1) as u64),
             _ => Throughput::Elements(4 * (pairs * n_head * head_dim) as u64),
         });
-        let mut layers = (0..n_layers).cycle();
-        group.bench_function(name, |b| {
+        let mut layers = stored.iter().cycle();
+        group.bench_function(BenchmarkId::new(name, stored_as.name()), |b| {
             b.iter(|| {
-                let [k_bits, v_bits] = &bits[layers.next().unwrap_or(0)];
-                let (k, v) = if half { (Kv::F16(k_bits), Kv::F16(v_bits)) } else { (Kv::F32(&k), Kv::F32(&v)) };
+                let (k, v) = match (kind, layers.next()) {
+                    (Some(_), Some([k, v])) => (k.view(), v.view()),
+                    _ => (Kv::F32(&k), Kv::F32(&v)),
+                };
                 attention(team, a, &q, k, v, n_kv, black_box(&mut out));
             });
         });

@@ -7,6 +7,7 @@
 pub mod attention;
 pub mod block;
 pub mod interleave;
+pub mod kv;
 pub mod matmul;
 pub mod panel;
 pub mod round;
@@ -18,6 +19,7 @@ pub mod x86;
 
 pub use attention::{Attention, Kv, attention, attention_with};
 pub use block::Dtype;
+pub use kv::{KvTiles, KvType, Side};
 pub use matmul::{Activations, Input, Layout, Norm, Product, Then, Weights, matmul};
 pub use table::{Kernels, Level, kernels, levels};
 pub use team::Team;

@@ -25,7 +25,7 @@
 
 use super::{Architecture, Logits, Model, TextModel};
 use crate::blocks::decoder::{DecoderLayer, Scratch, Shape};
-use crate::blocks::kv_cache::{KvCache, KvType};
+use crate::blocks::kv_cache::{KvCache, KvTypes};
 use crate::blocks::rope::Rope;
 use crate::gguf::Gguf;
 use crate::ops::{self, Cx, Linear, Norm};
@@ -152,9 +152,9 @@ impl TextModel for Llama {
         self.config.n_ctx_train
     }
 
-    fn new_cache(&self, n_ctx: usize, kv_type: KvType) -> KvCache {
+    fn new_cache(&self, n_ctx: usize, types: KvTypes) -> Result<KvCache> {
         let s = &self.config.layer;
-        KvCache::new(self.config.n_layer, s.n_head_kv * s.head_dim, n_ctx, kv_type)
+        KvCache::new(self.config.n_layer, s.n_head_kv, s.head_dim, n_ctx, types)
     }
 
     fn embed(&self, tokens: &[u32], out: &mut Vec<f32>) {
@@ -183,7 +183,7 @@ impl TextModel for Llama {
         let n_logits = match which {
             Logits::None => 0,
             Logits::Last => 1,
-            Logits::All => n_tokens,
+            Logits::Tail(n) => n.min(n_tokens),
         };
         for (il, layer) in self.layers.iter().enumerate() {
             if let Err(stopped) = cx.checkpoint(il, self.layers.len()) {

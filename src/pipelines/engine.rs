@@ -1,7 +1,8 @@
 //! A loaded model: text decoder, tokenizer, and if there is one the half that sees.
 
 use super::prompt::{EncodedImage, Piece, Prompt};
-use crate::architectures::{self, TextModel, VisionModel};
+use crate::architectures::{self, ImageRows, TextModel, VisionModel};
+use crate::blocks::image_tokens::ImageTokens;
 use crate::device::Cpu;
 use crate::gguf::Gguf;
 use crate::media::Filter;
@@ -31,6 +32,8 @@ pub struct EngineOptions {
     pub image_filter: Option<Filter>,
     /// What the vision encoder and its projector compute with.
     pub vision_precision: Precision,
+    /// Most tokens of each picture, and how they are made fewer; `None`: as many as the model makes.
+    pub image_tokens: Option<ImageTokens>,
 }
 
 /// What a text model is made of.
@@ -60,6 +63,7 @@ pub struct Engine {
     pub(crate) text: Box<dyn TextModel>,
     pub(crate) tokenizer: Tokenizer,
     vision: Option<Box<dyn VisionModel>>,
+    image_tokens: Option<ImageTokens>,
     template: ChatTemplate,
     name: String,
     info: ModelInfo,
@@ -136,6 +140,7 @@ impl Engine {
             text: model,
             tokenizer,
             vision,
+            image_tokens: options.image_tokens,
             template,
             name: text.name().to_owned(),
             info: ModelInfo::of(text)?,
@@ -225,10 +230,11 @@ impl Engine {
         if image.rgb.is_empty() || n_bytes != Some(image.rgb.len()) {
             bail!(Usage, "a picture of {}x{} cannot have {} bytes", image.width, image.height, image.rgb.len());
         }
-        let rows = vision.encode(cx, image, name)?;
+        let ImageRows { rows, n_all } = vision.encode(cx, image, self.image_tokens, name)?;
         let mut hasher = DefaultHasher::new();
-        (image.width, image.height, &image.rgb).hash(&mut hasher);
-        Ok(Arc::new(EncodedImage { n_tokens: rows.len() / vision.n_embd(), rows, id: hasher.finish() }))
+        (image.width, image.height, &image.rgb, self.image_tokens).hash(&mut hasher);
+        let n_tokens = rows.len() / vision.n_embd();
+        Ok(Arc::new(EncodedImage { rows, n_tokens, n_tokens_all: n_all, id: hasher.finish() }))
     }
 
     /// Writes a conversation with the chat template; the answer comes next. Each [`IMAGE_MARKER`] in the messages stands

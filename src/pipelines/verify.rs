@@ -131,7 +131,7 @@ impl Runner {
                 let mut cx = Cx::new(device, &mut activations);
                 cx.trace = Some(trace);
                 for (i, image) in case.images.iter().enumerate() {
-                    model.encode(&mut cx, image, &format!(".{i}"))?;
+                    model.encode(&mut cx, image, None, &format!(".{i}"))?;
                 }
                 return Ok(Vec::new());
             }
@@ -144,7 +144,8 @@ impl Runner {
         }
         let options = SessionOptions {
             n_ctx: prompt.n_tokens() + case.n_greedy,
-            kv_type: KvType::F32,
+            cache_type_k: KvType::F32,
+            cache_type_v: KvType::F32,
             sampler: SamplerParams { temp: 0.0, ..SamplerParams::default() },
             ..SessionOptions::default()
         };

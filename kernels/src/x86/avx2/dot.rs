@@ -3,8 +3,9 @@
 //! A tile is 16 rows by up to 4 (quantized) or 6 (float) tokens. One vector holds 8 rows; activations are broadcast.
 
 use super::{load, load_floats, store_floats};
-use crate::panel::{Columns, FloatPanel, Form, PANEL_ROWS, Panel};
+use crate::panel::{Columns, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel};
 use crate::scalar::{check_dot, check_dot_float};
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 pub fn dot(form: Form, panel: &Panel, n: usize, x: Columns<'_>, first: usize, acc: &mut [[f32; PANEL_ROWS]]) {
@@ -45,10 +46,10 @@ fn narrow(panel: &Panel, n: usize) -> bool {
     _mm256_movemask_epi8(outside) == 0
 }
 
-/// The activations of one token over the columns of a panel.
+/// The activations of one token from the first column of a panel on.
 #[derive(Clone, Copy)]
 struct Token<'a> {
-    q: &'a [[i8; 32]],
+    q: &'a [i8],
     scale: &'a [f32],
     sum: &'a [f32],
     total: &'a [[i32; 2]],
@@ -68,7 +69,7 @@ fn tokens<const STEPS: usize, const CHAIN: usize, const KIND: u8>(
         let at = t * x.n_cols + first;
         let sum = if STEPS == 4 { &x.sum16[at / 16..] } else { &x.sum32[at / 32..] };
         Token {
-            q: x.q[at..at + n].as_chunks().0,
+            q: &x.q[at..at + n],
             scale: &x.scale[at / 32..][..n / 32],
             sum: &sum[..n / (4 * STEPS)],
             total: x.total[at / 16..][..n / 16].as_chunks().0,
@@ -96,6 +97,31 @@ fn tokens<const STEPS: usize, const CHAIN: usize, const KIND: u8>(
     }
 }
 
+/// Keeps sums in registers up to here. Without it the compiler, to which the order of integer sums is all one, regroups
+/// them until nothing fits the registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn pin<const T: usize>(sums: &mut [[__m256i; 2]; T]) {
+    // SAFETY: no instruction is added.
+    unsafe {
+        match sums.as_mut_slice() {
+            [[a, b], [c, d], [e, f], [g, h]] => asm!(
+                "/* {} {} {} {} {} {} {} {} */",
+                inout(ymm_reg) * a,
+                inout(ymm_reg) * b,
+                inout(ymm_reg) * c,
+                inout(ymm_reg) * d,
+                inout(ymm_reg) * e,
+                inout(ymm_reg) * f,
+                inout(ymm_reg) * g,
+                inout(ymm_reg) * h,
+                options(pure, nomem, nostack, preserves_flags),
+            ),
+            _ => {}
+        }
+    }
+}
+
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn tile<const STEPS: usize, const CHAIN: usize, const KIND: u8, const T: usize>(
@@ -104,6 +130,10 @@ fn tile<const STEPS: usize, const CHAIN: usize, const KIND: u8, const T: usize>(
     x: &[Token<'_>; T],
     acc: &mut [[f32; PANEL_ROWS]; T],
 ) {
+    assert!(
+        n <= PANEL_COLS
+            && x.iter().all(|x| x.q.len() >= n && x.scale.len() >= n / 32 && x.sum.len() >= n / (4 * STEPS))
+    );
     let ones = _mm256_set1_epi16(1);
     let mut total = [[_mm256_setzero_ps(); 2]; T];
     for (total, acc) in total.iter_mut().zip(&*acc) {
@@ -113,12 +143,10 @@ fn tile<const STEPS: usize, const CHAIN: usize, const KIND: u8, const T: usize>(
     let groups = n / (4 * STEPS);
     let (w, _) = panel.q[..n / 4].as_chunks::<STEPS>();
     for (g, ((w, scale), min)) in w.iter().zip(&panel.scale[..groups]).zip(&panel.min[..groups]).enumerate() {
-        let block = g * STEPS / 8;
-        let step = g * STEPS % 8;
         let mut wide = [[_mm256_setzero_si256(); 2]; T];
         if KIND == NARROW {
             for t in 0..T {
-                let [low, high] = x[t].total[block];
+                let [low, high] = x[t].total[g * STEPS / 8];
                 wide[t] = [_mm256_set1_epi32(-64 * (low + high)); 2];
             }
         }
@@ -133,31 +161,41 @@ fn tile<const STEPS: usize, const CHAIN: usize, const KIND: u8, const T: usize>(
                     _ => w,
                 };
                 for t in 0..T {
-                    let q = x[t].q[block].as_chunks::<4>().0[step + s];
-                    let q = _mm256_set1_epi32(i32::from_le_bytes(q.map(|q| q as u8)));
+                    // SAFETY: these are columns `4 · (g · STEPS + s)..` of the `n` that each token has.
+                    let q = unsafe { x[t].q.as_ptr().add(4 * (g * STEPS + s)).cast::<i32>().read_unaligned() };
+                    let q = _mm256_set1_epi32(q);
                     for half in 0..2 {
                         let q = if KIND == SIGNED { _mm256_sign_epi8(q, w[half]) } else { q };
                         let pairs = _mm256_maddubs_epi16(size[half], q);
-                        narrow[t][half] = if CHAIN == 1 { pairs } else { _mm256_add_epi16(narrow[t][half], pairs) };
+                        if CHAIN == 1 {
+                            wide[t][half] = _mm256_add_epi32(wide[t][half], _mm256_madd_epi16(pairs, ones));
+                        } else {
+                            narrow[t][half] = _mm256_add_epi16(narrow[t][half], pairs);
+                        }
                     }
                 }
+                pin(if CHAIN == 1 { &mut wide } else { &mut narrow });
             }
-            for t in 0..T {
-                for half in 0..2 {
-                    wide[t][half] = _mm256_add_epi32(wide[t][half], _mm256_madd_epi16(narrow[t][half], ones));
+            if CHAIN > 1 {
+                for t in 0..T {
+                    for half in 0..2 {
+                        wide[t][half] = _mm256_add_epi32(wide[t][half], _mm256_madd_epi16(narrow[t][half], ones));
+                    }
                 }
             }
         }
         let (scale, min) = (scale.as_chunks().0, min.as_chunks().0);
-        for half in 0..2 {
-            let (scale, min) = (load_floats(&scale[half]), load_floats(&min[half]));
-            for t in 0..T {
-                let scale = _mm256_mul_ps(scale, _mm256_set1_ps(x[t].scale[block]));
-                let mut sum = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(wide[t][half]), total[t][half]);
+        let (scale, min) =
+            ([load_floats(&scale[0]), load_floats(&scale[1])], [load_floats(&min[0]), load_floats(&min[1])]);
+        for t in 0..T {
+            // SAFETY: each token has a scale for 32 of the `n` columns and a sum for each group.
+            let (scale_x, sum) = unsafe { (x[t].scale.get_unchecked(g * STEPS / 8), x[t].sum.get_unchecked(g)) };
+            for half in 0..2 {
+                let scale = _mm256_mul_ps(scale[half], _mm256_set1_ps(*scale_x));
+                total[t][half] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(wide[t][half]), total[t][half]);
                 if KIND == UNSIGNED {
-                    sum = _mm256_fnmadd_ps(min, _mm256_set1_ps(x[t].sum[g]), sum);
+                    total[t][half] = _mm256_fnmadd_ps(min[half], _mm256_set1_ps(*sum), total[t][half]);
                 }
-                total[t][half] = sum;
             }
         }
     }
