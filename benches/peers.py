@@ -61,14 +61,20 @@ class Ran:
         streams = selectors.DefaultSelector()
         streams.register(child.stdout, selectors.EVENT_READ, "out")
         streams.register(child.stderr, selectors.EVENT_READ, "err")
-        while streams.get_map():
-            for key, _ in streams.select():
-                if data := os.read(key.fd, 65536):
-                    before = before if chunks else processor()
-                    chunks.append((time.monotonic(), key.data, data.decode(errors="replace")))
-                else:
-                    streams.unregister(key.fileobj)
-        _, status, usage = os.wait4(child.pid, 0)
+        pid = 0
+        while streams.get_map() and not pid:
+            # What a program leaves in the background may hold its output open.
+            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+            while ready := streams.select(0 if pid else 0.1):
+                for key, _ in ready:
+                    if data := os.read(key.fd, 65536):
+                        before = before if chunks else processor()
+                        chunks.append((time.monotonic(), key.data, data.decode(errors="replace")))
+                    else:
+                        streams.unregister(key.fileobj)
+        after = processor()
+        if not pid:
+            _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         self.chunks = chunks
         self.out = "".join(text for _, stream, text in chunks if stream == "out")
@@ -76,7 +82,7 @@ class Ran:
         self.peak = usage.ru_maxrss * 1024
         if child.returncode != 0:
             raise Failed(f"{shlex.join(command)}: exit status {child.returncode}\n{self.err[-2000:]}")
-        total, steal, idle = (b - a for a, b in zip(before, processor()))
+        total, steal, idle = (b - a for a, b in zip(before, after))
         own = (usage.ru_utime + usage.ru_stime) * os.sysconf("SC_CLK_TCK")
         self.steal, self.others = steal / max(total, 1), max(0, total - idle - steal - own) / max(total, 1)
 
@@ -97,6 +103,7 @@ def samples(what, name, value):
 def text_case(what, file, n_prompt, n_gen, long):
     """Prefill and decoding by each program's own benchmark; the flags are the same in all of them."""
     prefill, decode = "prefill" in only, "decode" in only
+    n_prompt = args.long_prompt if long else n_prompt
     command = ["-m", file, "-p", str(n_prompt * prefill), "-n", str(n_gen * decode), "-t", str(args.threads)]
     cold = long and prefill
     command += ["-r", str(1 if long else args.repetitions), "-o", "json"]
@@ -204,6 +211,7 @@ parser.add_argument("--case", default="", help="only files with this in their na
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--repetitions", type=int, default=2, help="within a round, of what is short")
 parser.add_argument("--patience", type=int, default=2, help="how often a disturbed run is repeated")
+parser.add_argument("--long-prompt", type=int, default=256, help="tokens of prompts that take long")
 parser.add_argument("--pause", type=float, default=0, help="seconds before each run")
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--wrap", default="", help="command to run each program through: 'taskset -c 0,1'")
