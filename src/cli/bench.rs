@@ -7,7 +7,7 @@ use super::image_tokens::ImageTokensArgs;
 use super::run::{kv_type, report::Progress};
 use super::{catch_ctrl_c, say};
 use crate::media::{self, DecodeOptions};
-use crate::pipelines::{Cancel, Engine, EngineOptions, KvType, Session, SessionOptions, find_mmproj};
+use crate::pipelines::{Cancel, Engine, EngineOptions, KvType, Precision, Session, SessionOptions, find_mmproj};
 use crate::text::SamplerParams;
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Result, bail};
@@ -19,6 +19,7 @@ use values::{Numbers, Pair};
 
 /// Measures how fast a model reads prompts, writes tokens and encodes pictures.
 #[derive(clap::Args)]
+#[command(args_override_self = true)]
 #[command(after_help = "N: numbers separated by commas, and ranges A-B, A-B+STEP, A-B*FACTOR; flags may be repeated.
 Every combination is measured. Sampling and the splitting of text into tokens are not part of it.
 [-pg] and the like: llama-bench's short spelling, which works too.
@@ -59,6 +60,10 @@ pub struct Args {
     /// Question about the picture in the row ttft; empty: no such row
     #[arg(long, value_name = "TEXT", default_value = "Describe what you see in this picture in one sentence.")]
     image_prompt: String,
+
+    /// Precision of the vision encoder: f32, int8 (faster) or auto (int8 for files of float weights)
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    vision_precision: Precision,
 
     #[command(flatten)]
     image_tokens: ImageTokensArgs,
@@ -221,6 +226,7 @@ impl Plan {
 fn load(args: &Args, model: Option<&Path>, n_threads: usize) -> Result<Engine> {
     let options = EngineOptions {
         n_threads: (n_threads > 0).then_some(n_threads),
+        vision_precision: args.vision_precision,
         image_tokens: args.image_tokens.get(),
         ..EngineOptions::default()
     };
