@@ -3,7 +3,7 @@
 mod report;
 
 use super::run::report::Progress;
-use super::run::{image_sources, kv_pair, kv_type, place_images};
+use super::run::{image_sources, kv_type, place_images};
 use super::{catch_ctrl_c, read_text, say};
 use crate::media::{self, DecodeOptions};
 use crate::pipelines::evaluate::{Cut, Evaluation, Stretch};
@@ -146,7 +146,8 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     let options = SessionOptions {
         n_ctx,
         n_ubatch: args.ubatch_size.min(args.batch_size) as usize,
-        kv_type: kv_pair(args.cache_type_k, args.cache_type_v)?,
+        cache_type_k: args.cache_type_k,
+        cache_type_v: args.cache_type_v,
         ..SessionOptions::default()
     };
     let mut evaluation = Evaluation::new(&models.model, models.base.as_ref(), &options, &cancel)?;

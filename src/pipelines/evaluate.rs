@@ -4,7 +4,7 @@
 //! Where that program writes the base model's logits to a file, rounded to 16 bits, two models run side by side here and
 //! logits are compared as they come: no more of them exist than one batch has.
 
-use super::{Cancel, Engine, Piece, Prompt, Session, SessionOptions};
+use super::{Cancel, Engine, KvType, Piece, Prompt, Session, SessionOptions};
 use crate::device::Cpu;
 use crate::{Result, bail};
 use std::sync::Arc;
@@ -249,7 +249,8 @@ impl Evaluation {
         if let Some(base) = base {
             same_vocabulary(model, base)?;
         }
-        let base_options = SessionOptions { kv_type: SessionOptions::default().kv_type, ..options.clone() };
+        let base_options =
+            SessionOptions { cache_type_k: KvType::default(), cache_type_v: KvType::default(), ..options.clone() };
         Ok(Evaluation {
             model: Session::new(model, options, cancel)?,
             base: base.map(|base| Session::new(base, &base_options, cancel)).transpose()?,
