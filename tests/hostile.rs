@@ -177,7 +177,7 @@ fn run(data: Vec<u8>) -> Result<()> {
             tokenizer.decode(&tokenizer.encode(text, true, true), true);
         }
     }
-    if let Ok(vision) = architectures::load_vision(Loader::stored(&gguf)) {
+    if let Ok(vision) = architectures::load_vision(Loader::mapped(&gguf)) {
         vision.describe();
     }
     architectures::check(&gguf)?;

@@ -3,8 +3,7 @@
 use crate::block::Q8_0;
 use crate::interleave::interleave;
 use crate::panel::PANEL_ROWS;
-use crate::team::Disjoint;
-use crate::{Dtype, Kernels, Layout, Level, Team, Weights, kernels};
+use crate::{Dtype, Level, kernels};
 use half::f16;
 use std::cell::RefCell;
 
@@ -12,7 +11,7 @@ use std::cell::RefCell;
 #[derive(Default)]
 struct Scratch {
     floats: Vec<f32>,
-    rows: Vec<u8>,
+    blocks: Vec<u8>,
 }
 
 thread_local! {
@@ -35,53 +34,34 @@ impl Steps {
     }
 }
 
-/// The matrix `weights` in Q8_0, laid out as [`Layout::Panels`]. Each 32 weights are rounded to the nearest of steps that reach
-/// up to the largest of them.
+/// Rounds 16 rows or fewer of `n_cols` float weights, which lie one after the other in `rows`, to Q8_0: each 32 weights to the
+/// nearest of steps that reach up to the largest of them. 16 rows are interleaved.
 ///
 /// # Panics
-/// If the type is not runnable, the rows are not stored one after the other, or are no multiple of 32 long.
-pub fn to_q8_0(team: &Team, weights: Weights<'_>, steps: Steps) -> Vec<u8> {
-    let k = kernels();
+/// If the type is not runnable, a row is no multiple of 32 long, or the lengths do not fit together.
+pub fn round(dtype: Dtype, rows: &[u8], n_cols: usize, steps: Steps, panel: &mut [u8]) {
     let steps = if steps == Steps::Coarse { 63.0 } else { 127.0 };
-    let Weights { dtype, layout, n_rows, n_cols, data } = weights;
-    assert!(dtype.is_runnable() && layout == Layout::Rows && n_cols.is_multiple_of(32));
-    let stored = dtype.row_bytes(n_cols).expect("weights hold whole blocks");
-    let row_bytes = Dtype::Q8_0.row_bytes(n_cols).expect("a multiple of 32");
-    assert_eq!(data.len(), n_rows * stored);
-    let mut out = vec![0; n_rows * row_bytes];
-    let to = Disjoint::new(&mut out);
-    team.split(n_rows.div_ceil(PANEL_ROWS), 1, &|panels| {
-        SCRATCH.with_borrow_mut(|scratch| {
-            for first in panels.map(|p| p * PANEL_ROWS) {
-                let last = n_rows.min(first + PANEL_ROWS);
-                scratch.rows.clear();
-                for row in data[first * stored..last * stored].chunks_exact(stored) {
-                    scratch.round(k, dtype, row, n_cols, steps);
-                }
-                // SAFETY: each panel belongs to one part, and panels do not overlap.
-                let to = unsafe { to.get(first * row_bytes..last * row_bytes) };
-                if last - first == PANEL_ROWS {
-                    interleave(Dtype::Q8_0, &scratch.rows, to);
-                } else {
-                    to.copy_from_slice(&scratch.rows);
-                }
+    let stored = dtype.row_bytes(n_cols).expect("rows hold whole blocks");
+    let made = Dtype::Q8_0.row_bytes(n_cols).expect("rows are a multiple of 32 long");
+    let n_rows = rows.len() / stored;
+    assert!(n_rows <= PANEL_ROWS && rows.len() == n_rows * stored && panel.len() == n_rows * made);
+    SCRATCH.with_borrow_mut(|Scratch { floats, blocks }| {
+        floats.resize(n_cols, 0.0);
+        blocks.clear();
+        for row in rows.chunks_exact(stored) {
+            (kernels().dequantize)(dtype, row, floats);
+            for x in floats.as_chunks::<32>().0 {
+                let Q8_0 { d, qs } = block(x, steps);
+                blocks.extend_from_slice(&d);
+                blocks.extend_from_slice(&qs);
             }
-        });
-    });
-    out
-}
-
-impl Scratch {
-    /// Appends the stored `row` of `n` weights to `rows`.
-    fn round(&mut self, k: &Kernels, dtype: Dtype, row: &[u8], n: usize, steps: f32) {
-        self.floats.resize(n, 0.0);
-        (k.dequantize)(dtype, row, &mut self.floats);
-        for x in self.floats.as_chunks::<32>().0 {
-            let Q8_0 { d, qs } = block(x, steps);
-            self.rows.extend_from_slice(&d);
-            self.rows.extend_from_slice(&qs);
         }
-    }
+        if n_rows == PANEL_ROWS {
+            interleave(Dtype::Q8_0, blocks, panel);
+        } else {
+            panel.copy_from_slice(blocks);
+        }
+    });
 }
 
 /// The nearest block with quants of at most `steps`.
@@ -115,26 +95,24 @@ mod tests {
     }
 
     #[test]
-    fn panels_hold_the_rows_in_order() {
-        let (n_rows, n_cols) = (37, 64);
-        let floats: Vec<f32> = (0..n_rows * n_cols).map(|i| ((i * 7919) as f32).sin()).collect();
-        let data: Vec<u8> = floats.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let weights = Weights { dtype: Dtype::F32, layout: Layout::Rows, n_rows, n_cols, data: &data };
-        let rounded = to_q8_0(&Team::new(2), weights, Steps::Fine);
-        assert_eq!(rounded, to_q8_0(&Team::new(1), weights, Steps::Fine));
-        let row_bytes = n_cols / 32 * 34;
-        for r in 0..n_rows {
-            let mut row = vec![0; row_bytes];
-            if r < 32 {
-                let panel = &rounded[r / PANEL_ROWS * PANEL_ROWS * row_bytes..][..PANEL_ROWS * row_bytes];
-                crate::interleave::row(Dtype::Q8_0, panel, r % PANEL_ROWS, &mut row);
-            } else {
-                row.copy_from_slice(&rounded[r * row_bytes..][..row_bytes]);
+    fn rows_stay_in_order() {
+        let n_cols = 64;
+        for n_rows in [PANEL_ROWS, 5] {
+            let floats: Vec<f32> = (0..n_rows * n_cols).map(|i| ((i * 7919) as f32).sin()).collect();
+            let stored: Vec<u8> = floats.iter().flat_map(|x| x.to_le_bytes()).collect();
+            let row_bytes = n_cols / 32 * 34;
+            let mut panel = vec![0; n_rows * row_bytes];
+            round(Dtype::F32, &stored, n_cols, Steps::Fine, &mut panel);
+            for r in 0..n_rows {
+                let mut row = panel[r * row_bytes..(r + 1) * row_bytes].to_vec();
+                if n_rows == PANEL_ROWS {
+                    crate::interleave::row(Dtype::Q8_0, &panel, r, &mut row);
+                }
+                let mut back = vec![0.0; n_cols];
+                (kernels().dequantize)(Dtype::Q8_0, &row, &mut back);
+                let errors = back.iter().zip(&floats[r * n_cols..]).map(|(a, b)| (a - b).abs());
+                assert!(errors.fold(0.0, f32::max) < 0.005, "row {r} of {n_rows}");
             }
-            let mut back = vec![0.0; n_cols];
-            (kernels().dequantize)(Dtype::Q8_0, &row, &mut back);
-            let errors = back.iter().zip(&floats[r * n_cols..]).map(|(a, b)| (a - b).abs());
-            assert!(errors.fold(0.0, f32::max) < 0.005, "row {r}");
         }
     }
 }

@@ -123,7 +123,7 @@ pub fn load_vision(loader: Loader<'_>) -> Result<Box<dyn VisionModel>> {
 
 /// What mmq can do with a file, or an error that says why it can do nothing.
 pub fn check(gguf: &Gguf) -> Result<String> {
-    let parts = of(gguf).map(|arch| (arch.load)(Loader::stored(gguf))).collect::<Result<Vec<_>>>()?;
+    let parts = of(gguf).map(|arch| (arch.load)(Loader::mapped(gguf))).collect::<Result<Vec<_>>>()?;
     if parts.is_empty() {
         return refuse(gguf, "model that mmq knows");
     }
