@@ -3,7 +3,8 @@
 mod report;
 mod values;
 
-use super::run::{kv_pair, kv_type, report::Progress};
+use super::image_tokens::ImageTokensArgs;
+use super::run::{kv_type, report::Progress};
 use super::{catch_ctrl_c, say};
 use crate::media::{self, DecodeOptions};
 use crate::pipelines::{Cancel, Engine, EngineOptions, KvType, Session, SessionOptions, find_mmproj};
@@ -59,6 +60,9 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", default_value = "Describe what you see in this picture in one sentence.")]
     image_prompt: String,
 
+    #[command(flatten)]
+    image_tokens: ImageTokensArgs,
+
     /// Threads; 0: the physical cores worth using [default: 0]
     #[arg(short, long, value_name = "N")]
     threads: Vec<Numbers>,
@@ -110,8 +114,8 @@ struct Plan {
     n_threads: Vec<usize>,
     n_batch: Vec<usize>,
     n_ubatch: Vec<usize>,
-    type_k: Vec<(String, KvType)>,
-    type_v: Vec<(String, KvType)>,
+    type_k: Vec<KvType>,
+    type_v: Vec<KvType>,
     tests: Vec<Test>,
 }
 
@@ -123,9 +127,9 @@ impl Plan {
             true => bail!(Usage, "{flag} 0: expected at least 1"),
             false => Ok(numbers),
         };
-        let types = |flag: &str, names: &[String]| -> Result<Vec<(String, KvType)>> {
+        let types = |flag: &str, names: &[String]| -> Result<Vec<KvType>> {
             let named = |name: &String| match kv_type(name) {
-                Ok(kv_type) => Ok((name.clone(), kv_type)),
+                Ok(kv_type) => Ok(kv_type),
                 Err(expected) => bail!(Usage, "{flag} {name}: {expected}"),
             };
             names.iter().map(named).collect()
@@ -164,34 +168,31 @@ impl Plan {
 
     /// The parameters that a table has to show because they are not as always.
     fn varied(&self) -> Vec<&'static str> {
-        let named = |types: &[(String, KvType)]| types.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
         let varied = [
             ("n_batch", self.n_batch != [2048]),
             ("n_ubatch", self.n_ubatch != [512]),
-            ("type_k", named(&self.type_k) != ["f16"]),
-            ("type_v", named(&self.type_v) != ["f16"]),
+            ("type_k", self.type_k != [KvType::F16]),
+            ("type_v", self.type_v != [KvType::F16]),
         ];
         varied.into_iter().filter(|(_, varied)| *varied).map(|(key, _)| key).collect()
     }
 
     /// Sessions to measure: each of the batch sizes with each of the types.
-    fn settings(&self) -> Result<Vec<Setting>> {
+    fn settings(&self) -> Vec<Setting> {
         let mut settings = Vec::new();
         for &n_batch in &self.n_batch {
             for &n_ubatch in &self.n_ubatch {
-                for (type_k, k) in &self.type_k {
-                    for (type_v, v) in &self.type_v {
-                        let (type_k, type_v) = (type_k.clone(), type_v.clone());
-                        settings.push(Setting { n_batch, n_ubatch, type_k, type_v, kv_type: kv_pair(*k, *v)? });
-                    }
+                for &type_k in &self.type_k {
+                    let types = self.type_v.iter();
+                    settings.extend(types.map(|&type_v| Setting { n_batch, n_ubatch, type_k, type_v }));
                 }
             }
         }
-        Ok(settings)
+        settings
     }
 
     fn run(&self, args: &Args, cancel: &Cancel, printer: &mut Printer) -> Result<()> {
-        let settings = self.settings()?;
+        let settings = self.settings();
         let progress = Progress::new(true);
         for model in &self.models {
             for &n_threads in &self.n_threads {
@@ -218,7 +219,11 @@ impl Plan {
 }
 
 fn load(args: &Args, model: Option<&Path>, n_threads: usize) -> Result<Engine> {
-    let options = EngineOptions { n_threads: (n_threads > 0).then_some(n_threads), ..EngineOptions::default() };
+    let options = EngineOptions {
+        n_threads: (n_threads > 0).then_some(n_threads),
+        image_tokens: args.image_tokens.get(),
+        ..EngineOptions::default()
+    };
     let Some(model) = model else { return Engine::built_in(&options) };
     let found = match &args.mmproj {
         None if args.image.is_some() => find_mmproj(model)?,
@@ -241,7 +246,8 @@ impl Bench<'_> {
         let options = SessionOptions {
             n_ctx,
             n_ubatch: self.setting.n_ubatch.min(self.setting.n_batch),
-            kv_type: self.setting.kv_type,
+            cache_type_k: self.setting.type_k,
+            cache_type_v: self.setting.type_v,
             sampler: SamplerParams { temp: 0.0, ..SamplerParams::default() },
         };
         Session::new(self.engine, &options, self.cancel)

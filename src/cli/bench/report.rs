@@ -52,9 +52,8 @@ impl Test {
 pub struct Setting {
     pub n_batch: usize,
     pub n_ubatch: usize,
-    pub type_k: String,
-    pub type_v: String,
-    pub kv_type: KvType,
+    pub type_k: KvType,
+    pub type_v: KvType,
 }
 
 /// What came of a test.
@@ -158,8 +157,8 @@ impl Printer {
         let fields = json!({
             "n_batch": setting.n_batch,
             "n_ubatch": setting.n_ubatch,
-            "type_k": setting.type_k,
-            "type_v": setting.type_v,
+            "type_k": setting.type_k.name(),
+            "type_v": setting.type_v.name(),
             "n_prompt": n_prompt,
             "n_gen": n_gen,
             "n_depth": n_depth,

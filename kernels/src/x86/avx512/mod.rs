@@ -2,6 +2,7 @@
 //!
 //! The entries are private to this folder and reach a table through [`extend`] only.
 
+mod attention;
 mod dot;
 
 use crate::Kernels;
@@ -9,6 +10,7 @@ use std::arch::x86_64::*;
 
 /// Overrides entries of `table`. Only for processors with AVX-512 F, BW, DQ, VL and VNNI.
 pub(super) fn extend(table: &mut Kernels) {
+    table.attend = attention::attend;
     table.dot = dot::dot;
     table.dot_float = dot::dot_float;
 }
