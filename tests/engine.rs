@@ -2,10 +2,12 @@
 
 use mmq::media::Image;
 use mmq::pipelines::{
-    Cancel, Engine, EngineOptions, Finish, Generation, KvType, Piece, Prompt, Session, SessionOptions,
+    Cancel, Engine, EngineOptions, Finish, Generation, ImageTokens, KvType, Piece, Prompt, Reduction, Session,
+    SessionOptions,
 };
 use mmq::text::SamplerParams;
 use mmq::{ErrorKind, Result};
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -215,6 +217,59 @@ fn pictures_fill_their_places() -> Result<()> {
     assert!(n <= 2, "{n} tokens ran again");
     let n = session.sync(&engine.prompt("<__media__>c", &[second])?, None)?;
     assert!(n > first.n_tokens(), "{n} tokens ran for another picture");
+    Ok(())
+}
+
+fn with_image_tokens(name: &str, n_threads: usize, image_tokens: Option<(usize, Reduction)>) -> Arc<Engine> {
+    let image_tokens = image_tokens.map(|(n, by)| ImageTokens { n: NonZeroUsize::new(n).unwrap(), by });
+    let options = EngineOptions { n_threads: Some(n_threads), image_tokens, ..EngineOptions::default() };
+    Arc::new(Engine::load(&fixture(name), None, &options).unwrap_or_else(|e| panic!("{e}")))
+}
+
+#[test]
+fn image_tokens_are_as_many_as_asked_for() -> Result<()> {
+    // With and without newlines, with one and several feature layers.
+    for name in ["llava-mlp.gguf", "llava-next.gguf", "llava-feature-layer.gguf", "llava-feature-layers.gguf"] {
+        let logits = |n_threads: usize, image_tokens| -> Result<(usize, usize, Vec<f32>)> {
+            let engine = with_image_tokens(name, n_threads, image_tokens);
+            let image = engine.encode_image(&picture(0), None, None)?;
+            let prompt = engine.prompt("a<__media__>b", std::slice::from_ref(&image))?;
+            let logits = logits_after(&engine, &SessionOptions { n_ctx: 256, ..options() }, &prompt);
+            assert!(logits.iter().all(|x| x.is_finite()));
+            Ok((image.n_tokens(), image.n_tokens_all(), logits))
+        };
+        let all = logits(1, None)?;
+        assert_eq!(all.0, all.1);
+        for by in [Reduction::Saliency, Reduction::Coverage, Reduction::Downsample] {
+            for n in [all.0, all.0 + 1, usize::MAX] {
+                assert!(logits(2, Some((n, by)))? == all, "{name}: {n} of {} by {by:?}", all.0);
+            }
+            for n in [1, 2, all.0 / 4, all.0 / 2, all.0 - 1] {
+                let fewer = logits(1, Some((n, by)))?;
+                assert_eq!(fewer.1, all.0, "{name}");
+                match by {
+                    Reduction::Downsample => assert!((1..=n).contains(&fewer.0), "{name}: {} of {n}", fewer.0),
+                    _ => assert_eq!(fewer.0, n, "{name}"),
+                }
+                assert_ne!(fewer.2, all.2, "{name}: {n} by {by:?}");
+                assert!(logits(3, Some((n, by)))? == fewer, "{name}: {n} by {by:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn sessions_tell_pictures_of_other_lengths_apart() -> Result<()> {
+    let of = |n| {
+        let engine = with_image_tokens("llava-mlp.gguf", 1, Some((n, Reduction::Saliency)));
+        engine.encode_image(&picture(0), None, None)
+    };
+    let (five, six, engine) = (of(5)?, of(6)?, engine("llava-mlp.gguf", 1));
+    let mut session = session(&engine, &options());
+    session.sync(&engine.prompt("a<__media__>", &[six])?, None)?;
+    let n = session.sync(&engine.prompt("a<__media__>", &[five])?, None)?;
+    assert_eq!(n, 5, "the rows of another choice were taken for these");
     Ok(())
 }
 

@@ -10,6 +10,7 @@ pub mod interleave;
 pub mod kv;
 pub mod matmul;
 pub mod panel;
+pub mod round;
 pub mod scalar;
 pub mod table;
 pub mod team;

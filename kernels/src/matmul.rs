@@ -8,7 +8,7 @@
 //! multiplies them with all the tokens, and goes on to the next columns: the weights are read and unpacked once a call.
 //! What follows a product (bias, activation, gate, residual) is done on the sums while they are in that cache.
 
-use crate::panel::{Columns, FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel, Source};
+use crate::panel::{Columns, FEW, FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel, Source};
 use crate::team::Disjoint;
 use crate::{Dtype, Kernels, Team, kernels};
 use std::cell::RefCell;
@@ -53,16 +53,18 @@ impl<'a> Weights<'a> {
         if Form::of(self.dtype) == Form::Float { FLOAT_COLS } else { PANEL_COLS }
     }
 
-    /// Columns `first..` of the panel of 16 rows from `row` on, as many as fit a panel. A panel that is not full repeats
-    /// the last row; those sums are dropped.
-    fn part(&self, row: usize, first: usize) -> Source<'a> {
-        let (weights, size) = self.dtype.block();
-        let bytes = first / weights * size..(first + self.step()).min(self.n_cols) / weights * size;
+    /// The 16 rows from `row` on. A panel that is not full repeats the last row; those sums are dropped.
+    fn panel(&self, row: usize) -> Source<'a> {
         let row_bytes = self.row_bytes();
         if self.layout == Layout::Panels && row + PANEL_ROWS <= self.n_rows {
-            return Source::Panel(&self.data[row * row_bytes..][PANEL_ROWS * bytes.start..PANEL_ROWS * bytes.end]);
+            return Source::Panel(&self.data[row * row_bytes..][..PANEL_ROWS * row_bytes]);
         }
-        Source::Rows(std::array::from_fn(|i| &self.data[(row + i).min(self.n_rows - 1) * row_bytes..][bytes.clone()]))
+        Source::Rows(std::array::from_fn(|i| &self.data[(row + i).min(self.n_rows - 1) * row_bytes..][..row_bytes]))
+    }
+
+    /// Columns `first..` of the 16 rows from `row` on, as many as fit a panel.
+    fn part(&self, row: usize, first: usize) -> Source<'a> {
+        self.panel(row).columns(self.dtype, first..(first + self.step()).min(self.n_cols))
     }
 }
 
@@ -364,6 +366,12 @@ fn multiply(
     sums.clear();
     sums.resize(x.n_tokens, [0.0; PANEL_ROWS]);
     let form = Form::of(w.dtype);
+    if x.n_tokens <= FEW {
+        return match form {
+            Form::Float => (k.dot_few_float)(w.dtype, &w.panel(row), x.floats, sums),
+            _ => (k.dot_few)(w.dtype, &w.panel(row), x.columns, sums),
+        };
+    }
     let step = w.step();
     for first in (0..w.n_cols).step_by(step) {
         let n = step.min(w.n_cols - first);

@@ -6,6 +6,7 @@
 //! summed group by group in column order.
 
 use crate::Dtype;
+use std::ops::Range;
 
 /// Rows of a panel.
 pub const PANEL_ROWS: usize = 16;
@@ -13,6 +14,8 @@ pub const PANEL_ROWS: usize = 16;
 pub const PANEL_COLS: usize = 1024;
 /// Most columns of a panel of float weights, and the length of the partial sums of float products: 16 KiB.
 pub const FLOAT_COLS: usize = 256;
+/// Most tokens whose products are bound by how fast the weights come from memory: those go without a panel.
+pub const FEW: usize = 4;
 
 /// Where a panel is filled from: the same columns of 16 rows.
 // Made and used on the stack, once for a panel: boxing the rows would cost more than their copies.
@@ -25,7 +28,17 @@ pub enum Source<'a> {
     Panel(&'a [u8]),
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    /// Some of the columns: whole blocks of `dtype`.
+    pub fn columns(&self, dtype: Dtype, range: Range<usize>) -> Source<'a> {
+        let (weights, size) = dtype.block();
+        let (start, end) = (range.start / weights * size, range.end / weights * size);
+        match self {
+            Source::Rows(rows) => Source::Rows(rows.map(|row| &row[start..end])),
+            Source::Panel(panel) => Source::Panel(&panel[PANEL_ROWS * start..PANEL_ROWS * end]),
+        }
+    }
+
     /// Bytes of a row.
     ///
     /// # Panics

@@ -45,6 +45,14 @@ pub struct Kernels {
     /// Adds to `acc: [n_tokens][row]` the product of a panel's first `n` columns with those of `x: [n_tokens, n_cols]` from
     /// `first` on: (panel, n, x, n_cols, first, acc). The product is one chain of fused multiply-adds from 0 in column order.
     pub dot_float: fn(&FloatPanel, usize, &[f32], usize, usize, &mut [[f32; PANEL_ROWS]]),
+    /// Adds to `acc: [n_tokens][row]` the product of 16 whole rows of a quantized type with at most [`FEW`] tokens:
+    /// (dtype, rows, x, acc). The bits are those of [`unpack`](Self::unpack) and [`dot`](Self::dot), panel by panel.
+    ///
+    /// [`FEW`]: crate::panel::FEW
+    pub dot_few: fn(Dtype, &Source<'_>, Columns<'_>, &mut [[f32; PANEL_ROWS]]),
+    /// The same for F32, F16 and BF16 and `x: [n_tokens, n_cols]`, with the bits of [`unpack_float`](Self::unpack_float)
+    /// and [`dot_float`](Self::dot_float).
+    pub dot_few_float: fn(Dtype, &Source<'_>, &[f32], &mut [[f32; PANEL_ROWS]]),
     /// `y = x / sqrt(mean(x²) + eps) · w`. (x, w, eps, y), all of one length.
     pub rms_norm: fn(&[f32], &[f32], f32, &mut [f32]),
     /// `y = (x - mean) / sqrt(var + eps) · w + b`. (x, w, b, eps, y), all of one length.
@@ -61,6 +69,11 @@ pub struct Kernels {
     pub gelu_quick: fn(&mut [f32]),
     /// `x += y`.
     pub add: fn(&mut [f32], &[f32]),
+    /// The largest element `m` of a row, and `Σ exp(x - m)`: what a softmax divides by. The sum is NaN where an element is.
+    pub sum_exp: fn(&[f32]) -> (f32, f64),
+    /// `Σ exp(x - x_max) · ((x - x_max) - (y - y_max))` of two rows with their largest elements, (x, x_max, y, y_max): the
+    /// part of a Kullback-Leibler divergence that runs over the vocabulary. Nothing counts where the exponential is zero.
+    pub cross_exp: fn(&[f32], f32, &[f32], f32) -> f64,
     /// Rounds floats to F16 bits, to nearest even.
     pub to_f16: fn(&[f32], &mut [u16]),
     /// Rotates neighbouring pairs `(x[2i], x[2i+1])` by `(cos[i], sin[i])`.

@@ -257,30 +257,28 @@ fn dot() {
     let (scalar, tables) = tables();
     let mut random = Random(5);
     let forms = [(32, 4), (32, 5), (16, 2), (16, 3), (16, 6)]
-        .map(|(group, bits)| Form::Unsigned { group, bits })
+        .map(|(group, bits)| (Form::Unsigned { group, bits }, 0, (1 << bits) - 1))
         .into_iter()
-        .chain([Form::Signed]);
-    for form in forms {
+        .chain([(Form::Signed, -128, 127), (Form::Signed, -64, 63), (Form::Signed, -65, 63)]);
+    for (form, lowest, highest) in forms {
         for table in &tables {
             for n in (1..=6).map(|i| i * 32).chain([PANEL_COLS]) {
                 for n_tokens in (1..=9).chain([12, 23]) {
-                    for edge in [false, true] {
-                        let mask = if let Form::Unsigned { bits, .. } = form { (1 << bits) - 1 } else { 255 };
+                    for edge in [None, Some(lowest), Some(highest)] {
                         let mut panel = Panel::new();
                         for q in panel.q.as_flattened_mut() {
-                            *q = match (edge, form) {
-                                (false, _) => random.next() as u8 & mask,
-                                (true, Form::Signed) => -128_i8 as u8,
-                                (true, _) => mask,
-                            };
+                            let any = lowest + (random.next() % (highest - lowest + 1) as u64) as i32;
+                            *q = edge.unwrap_or(any) as u8;
                         }
+                        // Rare values count as well.
+                        panel.q[n / 4 - 1][63] = lowest as u8;
                         for v in [&mut panel.scale, &mut panel.min] {
                             v.as_flattened_mut().iter_mut().for_each(|v| *v = random.float());
                         }
                         // The product starts in the middle of the tokens' columns.
                         let n_cols = n + 96;
                         let mut x = rounded(&scalar, &floats(n_tokens * n_cols, Kind::Usual, &mut random));
-                        if edge {
+                        if edge.is_some() {
                             x.0.iter_mut()
                                 .enumerate()
                                 .for_each(|(i, q)| *q = if i / n_cols % 2 == 0 { 127 } else { -127 });

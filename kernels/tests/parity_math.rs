@@ -166,6 +166,52 @@ fn activations() {
 }
 
 #[test]
+fn sums_of_exponentials() {
+    for table in &levels() {
+        for n in lengths() {
+            for (h, x) in hard_rows(n).iter().enumerate() {
+                let name = format!("{:?}, row {h} of {n}", table.level);
+                let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let exp = |x: &f32| f64::from(x - max).exp();
+                let (got_max, sum) = (table.sum_exp)(x);
+                let want: f64 = x.iter().map(exp).sum();
+                assert!(
+                    got_max == max && (sum / want - 1.0).abs() < 5e-7,
+                    "{name}: {got_max}, {sum}, not {max}, {want}"
+                );
+
+                let y: Vec<f32> = Random((n + h) as u64).floats(n, 20.0);
+                let y_max = y.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let terms = x.iter().zip(&y).filter(|(x, _)| exp(x) > 0.0).map(|(x, y)| {
+                    let difference = f64::from(x - max) - f64::from(y - y_max);
+                    (exp(x) * difference, exp(x) * (difference.abs() + 1.0))
+                });
+                let (want, size) = terms.fold((0.0, 0.0), |sum, term| (sum.0 + term.0, sum.1 + term.1));
+                let got = (table.cross_exp)(x, max, &y, y_max);
+                assert!((got - want).abs() < 5e-7 * size, "{name}: {got}, not {want}");
+                assert_eq!((table.cross_exp)(&y, y_max, &y, y_max), 0.0, "{name}");
+            }
+        }
+        for n in [1, 9, 40] {
+            for at in [0, n - 1] {
+                let mut x = vec![1.0; n];
+                x[at] = f32::NAN;
+                assert!((table.sum_exp)(&x).1.is_nan());
+                x[at] = f32::INFINITY;
+                assert!((table.sum_exp)(&x).1.is_nan());
+                x[at] = f32::NEG_INFINITY;
+                let (max, sum) = (table.sum_exp)(&x);
+                if n > 1 {
+                    assert_eq!((max, sum), (1.0, (n - 1) as f64));
+                    assert_eq!((table.cross_exp)(&x, 1.0, &x, 1.0), 0.0, "impossible in both: nothing counts");
+                    assert_eq!((table.cross_exp)(&vec![1.0; n], 1.0, &x, 1.0), f64::INFINITY);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn norms() {
     for table in &levels() {
         for n in lengths() {

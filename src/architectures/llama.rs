@@ -36,7 +36,7 @@ use crate::{Result, bail};
 pub const ARCH: Architecture = Architecture {
     name: "llama",
     matches: |gguf| matches!(gguf.metadata().str("general.architecture"), Ok(Some("llama"))),
-    load: |gguf| Ok(Model::Text(Box::new(Llama::load(gguf)?))),
+    load: |loader| Ok(Model::Text(Box::new(Llama::load(loader)?))),
 };
 
 /// Widest row of activations: several times that of any model there is. A row takes memory for each token of a batch,
@@ -85,7 +85,7 @@ impl Config {
         if !(eps >= 0.0 && eps.is_finite()) {
             bail!(Format, "{}: llama.attention.layer_norm_rms_epsilon: {eps} is no epsilon", gguf.name());
         }
-        let &[n_vocab, _] = Loader { gguf }.info("token_embd.weight")?.shape.as_slice() else {
+        let &[n_vocab, _] = Loader::stored(gguf).info("token_embd.weight")?.shape.as_slice() else {
             bail!(Format, "{}: tensor \"token_embd.weight\": expected [n_vocab, {n_embd}]", gguf.name());
         };
         Ok(Config {
@@ -109,9 +109,9 @@ pub struct Llama {
 
 impl Llama {
     /// Loads the weights, checking every shape.
-    pub fn load(gguf: &Gguf) -> Result<Llama> {
+    pub fn load(loader: Loader<'_>) -> Result<Llama> {
+        let gguf = loader.gguf;
         let config = Config::load(gguf)?;
-        let loader = Loader { gguf };
         let s = config.layer;
         let linear = |name: &str| -> Result<Linear> {
             Ok(Linear { weight: loader.weight(name, config.n_vocab, s.n_embd)?, bias: None })
@@ -183,7 +183,7 @@ impl TextModel for Llama {
         let n_logits = match which {
             Logits::None => 0,
             Logits::Last => 1,
-            Logits::All => n_tokens,
+            Logits::Tail(n) => n.min(n_tokens),
         };
         for (il, layer) in self.layers.iter().enumerate() {
             if let Err(stopped) = cx.checkpoint(il, self.layers.len()) {

@@ -40,6 +40,9 @@ const NO_GRAMMAR: Meaning = Missing("answers cannot be held to a grammar");
 const NO_ROPE: Meaning = Missing("RoPE is scaled as the model file says");
 const NO_LORA: Meaning = Missing("adapters cannot be applied");
 
+const NO_LOGIT_FILE: Meaning = Missing("logits are never written to a file: give the base model itself with --base");
+const NO_TASKS: Meaning = Missing("answers can be scored with --rows");
+
 /// Spellings of a flag, what follows it, what becomes of it.
 pub type Flag = (&'static [&'static str], Takes, Meaning);
 
@@ -67,6 +70,38 @@ pub const BENCH: &[Flag] = &[
     (&["--list-devices"], Takes::Nothing, Missing("mmq runs on the processor")),
     (&["-rpc", "--rpc"], Value, Missing("mmq runs on this machine alone")),
     (&["-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-hft", "--hf-token"], Value, NO_DOWNLOAD),
+];
+
+/// llama-perplexity's flags that are not flags of `mmq perplexity` in this spelling.
+pub const PERPLEXITY: &[Flag] = &[
+    (&["-mm"], Value, Long("--mmproj")),
+    (&["-ub"], Value, Long("--ubatch-size")),
+    (&["-ctk"], Value, Long("--cache-type-k")),
+    (&["-ctv"], Value, Long("--cache-type-v")),
+    (&["--kl-divergence-base", "--save-all-logits"], Value, NO_LOGIT_FILE),
+    (&["--hellaswag", "--winogrande", "--multiple-choice"], Takes::Nothing, NO_TASKS),
+    (&["--hellaswag-tasks", "--winogrande-tasks", "--multiple-choice-tasks"], Value, NO_TASKS),
+    (&["--ppl-output-type"], Value, Note(&["0"], "there is one form of output, and --json")),
+    (&["-ngl", "--gpu-layers", "--n-gpu-layers", "-dev", "--device"], Value, ON_CPU),
+    (&["-sm", "--split-mode", "-ts", "--tensor-split", "-mg", "--main-gpu"], Value, ON_CPU),
+    (&["-kvo", "--kv-offload", "-nkvo", "--no-kv-offload", "--no-host"], Takes::Nothing, NOTHING),
+    (&["--op-offload", "--no-op-offload", "--repack", "-nr", "--no-repack"], Takes::Nothing, NOTHING),
+    (&["-fa", "--flash-attn", "-fit", "--fit"], Switch, NOTHING),
+    (&["-tb", "--threads-batch"], Value, Note(&["-1"], "batches take as many threads as -t says")),
+    (&["-C", "--cpu-mask", "-Cr", "--cpu-range", "--numa"], Value, NOT_PINNED),
+    (&["--cpu-strict", "--prio", "--poll", "-np", "--parallel", "-s", "--seed"], Value, NOTHING),
+    (&["--mmap", "--no-warmup", "--warmup", "-v", "--verbose", "--no-escape"], Takes::Nothing, NOTHING),
+    (&["--no-mmap"], Takes::Nothing, Note(&[], "model files are always mapped")),
+    (&["--mlock"], Takes::Nothing, Note(&[], "memory is not locked")),
+    (&["-lv", "--verbosity", "--log-verbosity"], Value, NOTHING),
+    (&["--override-kv"], Value, Missing("metadata is taken as the model file has it")),
+    (&["--rope-scaling", "--rope-scale", "--rope-freq-base", "--rope-freq-scale"], Value, NO_ROPE),
+    (&["--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled"], Value, NO_LORA),
+    (
+        &["-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-hft", "--hf-token", "-mu", "--model-url"],
+        Value,
+        NO_DOWNLOAD,
+    ),
 ];
 
 /// llama.cpp's flags that are not flags of `mmq run` in this spelling.
@@ -138,7 +173,7 @@ pub const RUN: &[Flag] = &[
         Value,
         Missing("give pictures with --image"),
     ),
-    (&["--image-min-tokens", "--image-max-tokens"], Value, Note(&[], "the model decides on the tokens of a picture")),
+    (&["--image-min-tokens", "--image-max-tokens"], Value, Note(&[], "--image-tokens N makes them fewer")),
     (&["--mtmd-batch-max-tokens"], Value, NOTHING),
     // Models from elsewhere.
     (&["-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-hft", "--hf-token"], Value, NO_DOWNLOAD),
@@ -291,7 +326,7 @@ mod tests {
 
     #[test]
     fn every_flag_is_listed_once() {
-        for flags in [RUN, BENCH] {
+        for flags in [RUN, BENCH, PERPLEXITY] {
             let mut names: Vec<&str> = flags.iter().flat_map(|(names, ..)| names.iter().copied()).collect();
             names.sort_unstable();
             let n = names.len();

@@ -3,6 +3,7 @@
 mod report;
 mod values;
 
+use super::image_tokens::ImageTokensArgs;
 use super::run::{kv_type, report::Progress};
 use super::{catch_ctrl_c, say};
 use crate::media::{self, DecodeOptions};
@@ -58,6 +59,9 @@ pub struct Args {
     /// Question about the picture in the row ttft; empty: no such row
     #[arg(long, value_name = "TEXT", default_value = "Describe what you see in this picture in one sentence.")]
     image_prompt: String,
+
+    #[command(flatten)]
+    image_tokens: ImageTokensArgs,
 
     /// Threads; 0: the physical cores worth using [default: 0]
     #[arg(short, long, value_name = "N")]
@@ -215,7 +219,11 @@ impl Plan {
 }
 
 fn load(args: &Args, model: Option<&Path>, n_threads: usize) -> Result<Engine> {
-    let options = EngineOptions { n_threads: (n_threads > 0).then_some(n_threads), ..EngineOptions::default() };
+    let options = EngineOptions {
+        n_threads: (n_threads > 0).then_some(n_threads),
+        image_tokens: args.image_tokens.get(),
+        ..EngineOptions::default()
+    };
     let Some(model) = model else { return Engine::built_in(&options) };
     let found = match &args.mmproj {
         None if args.image.is_some() => find_mmproj(model)?,

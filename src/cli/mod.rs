@@ -2,7 +2,9 @@
 
 mod arguments;
 mod bench;
+mod image_tokens;
 mod inspect;
+mod perplexity;
 mod run;
 mod tokenize;
 mod verify;
@@ -27,6 +29,7 @@ struct Cli {
 enum Command {
     Run(Box<run::Args>),
     Bench(Box<bench::Args>),
+    Perplexity(Box<perplexity::Args>),
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Verify(verify::Args),
@@ -59,6 +62,7 @@ fn spell_out(command: &clap::Command, arguments: Vec<OsString>) -> Result<argume
     let flags = match first {
         "run" => arguments::RUN,
         "bench" => arguments::BENCH,
+        "perplexity" => arguments::PERPLEXITY,
         _ => return Ok(arguments::Spelled { arguments, notes: Vec::new() }),
     };
     let subcommand = command.find_subcommand(first).expect("it is a subcommand");
@@ -89,6 +93,7 @@ fn start(matches: &ArgMatches, notes: Vec<String>) -> Result<()> {
     match cli.command {
         Command::Run(args) => run::run(&args, &notes),
         Command::Bench(args) => bench::run(&args, &notes),
+        Command::Perplexity(args) => perplexity::run(&args, &notes),
         Command::Inspect(args) => inspect::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Verify(args) => verify::run(&args),

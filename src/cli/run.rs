@@ -4,9 +4,12 @@ pub(super) mod report;
 mod sampling;
 
 use super::arguments::unescape;
+use super::image_tokens::ImageTokensArgs;
 use super::{catch_ctrl_c, printable, printed, read_text, say};
 use crate::media::{self, DecodeOptions, Filter};
-use crate::pipelines::{Engine, EngineOptions, Finish, Generation, KvType, Session, SessionOptions, find_mmproj};
+use crate::pipelines::{
+    Engine, EngineOptions, Finish, Generation, KvType, Precision, Session, SessionOptions, find_mmproj,
+};
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Error, ErrorKind, Result, bail};
 use report::{Progress, Report};
@@ -112,6 +115,13 @@ pub struct Args {
     /// Filter that pictures are resized with: bicubic, bilinear, lanczos or box
     #[arg(long, value_name = "FILTER", help_heading = "Pictures")]
     image_filter: Option<Filter>,
+
+    /// Precision of the vision encoder: f32, int8 (faster) or auto (int8 for files of float weights)
+    #[arg(long, value_name = "TYPE", default_value = "auto", help_heading = "Pictures")]
+    vision_precision: Precision,
+
+    #[command(flatten, next_help_heading = "Pictures")]
+    image_tokens: ImageTokensArgs,
 
     /// Colour under transparent pixels: white, black, grey or #rrggbb
     #[arg(long, value_name = "COLOUR", default_value = "white", value_parser = media::decode::parse_color, help_heading = "Pictures")]
@@ -230,6 +240,7 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         let encoded = engine.encode_image(&image, Some(&cancel), Some(&mut show))?;
         report.encode += start.elapsed();
         report.n_image += encoded.n_tokens();
+        report.n_image_all += encoded.n_tokens_all();
         images.push(encoded);
     }
     progress.finish();
@@ -332,6 +343,8 @@ fn load(args: &Args, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine>
         chat_template,
         image_fit: args.image_fit.clone(),
         image_filter: args.image_filter,
+        vision_precision: args.vision_precision,
+        image_tokens: args.image_tokens.get(),
     };
     let Some(model) = &args.model else {
         if let Some(mmproj) = &args.mmproj {
@@ -393,7 +406,7 @@ fn system_prompt(args: &Args) -> Result<Option<String>> {
 }
 
 /// The single sources of `--image a,b --image c`; a data: URL has a comma of its own, and so may an existing file.
-fn image_sources(given: &[String]) -> Result<Vec<String>> {
+pub(super) fn image_sources(given: &[String]) -> Result<Vec<String>> {
     let whole = |source: &&String| source.starts_with("data:") || !source.contains(',') || Path::new(source).exists();
     let sources: Vec<String> = given
         .iter()
@@ -412,7 +425,7 @@ fn image_sources(given: &[String]) -> Result<Vec<String>> {
 }
 
 /// Puts [`IMAGE_MARKER`]s for `n` pictures where the prompt asks for them, or in front.
-fn place_images(prompt: &str, n: usize) -> Result<String> {
+pub(super) fn place_images(prompt: &str, n: usize) -> Result<String> {
     let placed = prompt.replace("<image>", IMAGE_MARKER);
     let n_markers = placed.matches(IMAGE_MARKER).count();
     if n_markers == 0 {

@@ -9,7 +9,7 @@ use crate::text::stop::StopMatcher;
 use crate::text::{Sampler, SamplerParams, StreamDecoder};
 use crate::{ErrorKind, Result, bail};
 use mmq_kernels::Activations;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -168,34 +168,7 @@ impl Session {
     /// # Errors
     /// A prompt that is empty, longer than the context or of unknown tokens; the session's [`Cancel`].
     pub fn sync(&mut self, prompt: &Prompt, mut progress: Option<&mut dyn FnMut(f32)>) -> Result<usize> {
-        let slots = prompt.slots();
-        if slots.is_empty() {
-            bail!(Usage, "the prompt is empty");
-        }
-        if slots.len() > self.n_ctx() {
-            bail!(
-                ContextFull,
-                "the prompt takes {} tokens, the context holds {}: raise -c, or shorten the prompt",
-                slots.len(),
-                self.n_ctx()
-            );
-        }
-        let n_embd = self.engine.text.n_embd();
-        for piece in &prompt.pieces {
-            if let Piece::Image(image) = piece
-                && image.rows.len() != image.n_tokens * n_embd
-            {
-                bail!(Mismatch, "a picture was encoded by another model than {}", self.engine.name());
-            }
-        }
-        let n_vocab = self.engine.text.n_vocab();
-        for slot in &slots {
-            if let Slot::Token(token) = slot
-                && *token as usize >= n_vocab
-            {
-                bail!(Usage, "token {token} is beyond the vocabulary of {n_vocab}");
-            }
-        }
+        let slots = self.check(prompt)?;
         // The last token always runs again: its logits are wanted.
         let common = self.timeline.iter().zip(&slots).take_while(|(a, b)| a == b).count().min(slots.len() - 1);
         self.cache.truncate(common);
@@ -224,6 +197,67 @@ impl Session {
             }
         }
         Ok(total)
+    }
+
+    /// The slots of a prompt that this session can take.
+    fn check(&self, prompt: &Prompt) -> Result<Vec<Slot>> {
+        let slots = prompt.slots();
+        if slots.is_empty() {
+            bail!(Usage, "the prompt is empty");
+        }
+        if slots.len() > self.n_ctx() {
+            bail!(
+                ContextFull,
+                "the prompt takes {} tokens, the context holds {}: raise -c, or shorten the prompt",
+                slots.len(),
+                self.n_ctx()
+            );
+        }
+        let n_embd = self.engine.text.n_embd();
+        for piece in &prompt.pieces {
+            if let Piece::Image(image) = piece
+                && image.rows.len() != image.n_tokens * n_embd
+            {
+                bail!(Mismatch, "a picture was encoded by another model than {}", self.engine.name());
+            }
+        }
+        let n_vocab = self.engine.text.n_vocab();
+        for slot in &slots {
+            if let Slot::Token(token) = slot
+                && *token as usize >= n_vocab
+            {
+                bail!(Usage, "token {token} is beyond the vocabulary of {n_vocab}");
+            }
+        }
+        Ok(slots)
+    }
+
+    /// Takes positions `range` of a prompt through the model in one pass and writes the logits after the last `n_logits` of
+    /// them: `[n_logits, n_vocab]`. Of the timeline so far, which must reach to `range`, only what lies before it stays.
+    ///
+    /// # Errors
+    /// A prompt that is empty, longer than the context or of unknown tokens; a range that is empty, beyond the prompt or
+    /// not behind the timeline; the session's [`Cancel`].
+    pub(super) fn score(
+        &mut self,
+        prompt: &Prompt,
+        range: Range<usize>,
+        n_logits: usize,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        let slots = self.check(prompt)?;
+        if range.is_empty() || range.end > slots.len() || slots.get(..range.start) != self.timeline.get(..range.start) {
+            bail!(Usage, "positions {range:?} of a prompt of {} cannot follow {}", slots.len(), self.timeline.len());
+        }
+        self.truncate(range.start);
+        let mut x = self.embed(prompt, range.start, range.end);
+        // The session's own buffer is for the logits after the last token.
+        std::mem::swap(&mut self.logits, logits);
+        let done = self.forward(&mut x, Logits::Tail(n_logits), None, None);
+        std::mem::swap(&mut self.logits, logits);
+        done?;
+        self.timeline.extend_from_slice(&slots[range]);
+        Ok(())
     }
 
     /// Forgets everything behind the first `n` positions.
@@ -270,7 +304,7 @@ impl Session {
         self.pending = None;
         self.logits.clear();
         let mut x = self.embed(prompt, 0, prompt.n_tokens());
-        self.forward(&mut x, Logits::All, Some(trace), None)?;
+        self.forward(&mut x, Logits::Tail(prompt.n_tokens()), Some(trace), None)?;
         self.timeline = prompt.slots();
         self.logits.drain(..self.logits.len() - self.engine.text.n_vocab());
         Ok(())

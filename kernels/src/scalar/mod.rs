@@ -5,9 +5,11 @@ pub(crate) mod attention;
 pub(crate) mod dequantize;
 pub(crate) mod dot;
 mod elementwise;
+pub(crate) mod few;
 pub(crate) mod norm;
 pub(crate) mod quantize;
 mod rope;
+pub(crate) mod softmax;
 pub(crate) mod unpack;
 
 use crate::panel::{Columns, FLOAT_COLS, Form, PANEL_COLS, PANEL_ROWS};
@@ -24,6 +26,8 @@ pub fn table() -> Kernels {
         quantize: quantize::quantize,
         dot: dot::dot,
         dot_float: dot::dot_float,
+        dot_few: few::dot_few,
+        dot_few_float: few::dot_few_float,
         rms_norm: norm::rms_norm,
         layer_norm: norm::layer_norm,
         silu_mul: activation::silu_mul,
@@ -32,6 +36,8 @@ pub fn table() -> Kernels {
         gelu_tanh: activation::gelu_tanh,
         gelu_quick: activation::gelu_quick,
         add: elementwise::add,
+        sum_exp: softmax::sum_exp,
+        cross_exp: softmax::cross_exp,
         to_f16: elementwise::to_f16,
         from_f16: elementwise::from_f16,
         rope: rope::rope,

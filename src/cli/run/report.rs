@@ -73,6 +73,8 @@ pub struct Report {
     pub first_token: Option<Duration>,
     /// Image tokens.
     pub n_image: usize,
+    /// Image tokens that there would be without a limit.
+    pub n_image_all: usize,
     /// Tokens of the prompt, image tokens included.
     pub n_prompt: usize,
     /// Tokens of the answer.
@@ -107,6 +109,9 @@ impl Report {
         if let Some(time) = self.first_token {
             row("first token", time, None);
         }
+        if self.n_image < self.n_image_all {
+            table += &format!("\nimage tokens: {} kept of {}", self.n_image, self.n_image_all);
+        }
         table
     }
 
@@ -130,6 +135,7 @@ impl Report {
             "n_ctx": session.n_ctx(),
             "n_prompt": self.n_prompt,
             "n_image": self.n_image,
+            "n_image_all": self.n_image_all,
             "n_generated": self.n_generated,
             "timings": {
                 "load_ms": ms(self.load),

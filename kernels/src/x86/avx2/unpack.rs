@@ -1,90 +1,215 @@
-//! Rows of blocks to panels.
+//! Rows of blocks to groups of quants: into a panel, or straight into the products of a few tokens.
 //!
-//! Eight rows at a time: 16 bytes of each row are transposed while they are still packed, so that each vector holds
-//! 4 bytes of 8 rows; the bit operations that follow are the same for every byte.
+//! Eight rows at a time: 16 bytes of each row are transposed while they are still packed (or come so, interleaved), so
+//! that each vector holds 4 bytes of 8 rows; the bit operations that follow are the same for every byte.
 
-use super::{bit, field, iq4_values, load, load_half, store, store_floats};
+use super::{bit, field, iq4_values, load_half, store, store_floats};
 use crate::Dtype;
 use crate::block::*;
 use crate::panel::{FLOAT_COLS, FloatPanel, PANEL_COLS, PANEL_ROWS, Panel, Source};
 use crate::scalar::unpack::offset;
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 use std::mem::offset_of;
 
 pub fn unpack(dtype: Dtype, source: &Source<'_>, panel: &mut Panel) {
     let (weights, size) = dtype.block();
-    let n_blocks = source.row_bytes() / size;
-    assert!(n_blocks * weights <= PANEL_COLS);
-    for half in 0..2 {
-        let out = &mut Half8 { panel, half };
-        // SAFETY: this function is in the table of processors with AVX2 and F16C only.
-        unsafe {
-            match source {
-                Source::Rows(rows) => quants(dtype, &Rows::apart(rows, half), n_blocks, out),
-                Source::Panel(panel) => quants(dtype, &Rows::interleaved(panel, half), n_blocks, out),
-            }
+    assert!(source.row_bytes() / size * weights <= PANEL_COLS);
+    // SAFETY: this function is in the table of processors with AVX2, FMA and F16C only.
+    unsafe {
+        match source {
+            Source::Rows(rows) => groups(dtype, &Rows::apart(rows), panel),
+            Source::Panel(bytes) => groups(dtype, &Rows::interleaved(bytes), panel),
         }
     }
 }
 
-#[target_feature(enable = "avx2,f16c")]
-fn quants<const P: bool>(dtype: Dtype, rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
-    match dtype {
-        Dtype::Q4_0 => q4_0(rows, n_blocks, out),
-        Dtype::Q4_1 => q4_1(rows, n_blocks, out),
-        Dtype::Q5_0 => q5_0(rows, n_blocks, out),
-        Dtype::Q5_1 => q5_1(rows, n_blocks, out),
-        Dtype::Q8_0 => q8_0(rows, n_blocks, out),
-        Dtype::IQ4_NL => iq4_nl(rows, n_blocks, out),
-        Dtype::Q2_K => q2_k(rows, n_blocks, out),
-        Dtype::Q3_K => q3_k(rows, n_blocks, out),
-        Dtype::Q4_K => q4_k(rows, n_blocks, out),
-        Dtype::Q5_K => q5_k(rows, n_blocks, out),
-        Dtype::Q6_K => q6_k(rows, n_blocks, out),
-        Dtype::IQ4_XS => iq4_xs(rows, n_blocks, out),
-        _ => unreachable!("{dtype} has no quants"),
+pub fn unpack_float(dtype: Dtype, source: &Source<'_>, panel: &mut FloatPanel) {
+    let n = source.row_bytes() / dtype.block().1;
+    assert!(n <= FLOAT_COLS);
+    // SAFETY: this function is in the table of processors with AVX2, FMA and F16C only.
+    unsafe {
+        match source {
+            Source::Rows(rows) => columns(dtype, &Rows::apart(rows), 0, n, panel),
+            Source::Panel(bytes) => columns(dtype, &Rows::interleaved(bytes), 0, n, panel),
+        }
     }
 }
 
 pub fn prefetch(source: &Source<'_>) {
-    let ahead = |bytes: &[u8]| {
-        for at in (0..bytes.len()).step_by(64) {
-            // SAFETY: a prefetch touches no memory and may name any address.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(at).cast()) };
-        }
-    };
+    let ahead = |bytes: &[u8]| (0..bytes.len()).step_by(64).for_each(|at| touch(bytes.as_ptr().wrapping_add(at)));
     match source {
         Source::Rows(rows) => rows.iter().for_each(|row| ahead(row)),
         Source::Panel(panel) => ahead(panel),
     }
 }
 
-/// Eight rows of the same length: apart, or (`INTERLEAVED`) half of a panel. Offsets are those within a row.
-struct Rows<'a, const INTERLEAVED: bool> {
-    /// Each row, or the panel in place of the first.
-    bytes: [&'a [u8]; 8],
-    half: usize,
+/// Asks for the cache line of `address`.
+#[inline]
+fn touch(address: *const u8) {
+    // SAFETY: a prefetch touches no memory and may name any address.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+}
+
+/// The array of `$n` vectors `$q`. (The library's functions that make arrays are not inlined with functions of a target
+/// feature, and the vectors would pass through memory.)
+macro_rules! vectors {
+    ($i:ident in $n:literal => $q:expr) => {{
+        let mut vectors = [_mm256_setzero_si256(); $n];
+        for $i in 0..$n {
+            vectors[$i] = $q;
+        }
+        vectors
+    }};
+}
+
+/// A loop whose index is a constant in each turn, so that shifts by it are, too.
+macro_rules! unrolled {
+    ($i:ident in [$($n:literal)*] $body:block) => {
+        $({
+            let $i: usize = $n;
+            $body
+        })*
+    };
+}
+
+/// Takes the groups of 16 rows of quantized weights.
+pub(super) trait Groups {
+    /// Whether the rows are read as fast as memory gives them, and ought to be asked for ahead.
+    const STREAMS: bool;
+
+    /// Group `group` of the rows of half `half`: `STEPS` times 4 columns. `CHAIN` products of pairs of its quants fit an
+    /// i16; 1 marks quants that are signed and have no min.
+    ///
+    /// # Safety
+    /// The processor must have AVX2 and FMA.
+    unsafe fn take<const STEPS: usize, const CHAIN: usize>(
+        &mut self,
+        half: usize,
+        group: usize,
+        q: [__m256i; STEPS],
+        scale: __m256,
+        min: __m256,
+    );
+}
+
+/// Takes the columns of 16 rows of float weights.
+pub(super) trait FloatColumns {
+    /// As [`Groups::STREAMS`].
+    const STREAMS: bool;
+
+    /// Column `column` of the rows of half `half`.
+    ///
+    /// # Safety
+    /// The processor must have AVX2 and FMA.
+    unsafe fn take(&mut self, half: usize, column: usize, v: __m256);
+}
+
+impl Groups for Panel {
+    const STREAMS: bool = false;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn take<const STEPS: usize, const CHAIN: usize>(
+        &mut self,
+        half: usize,
+        group: usize,
+        q: [__m256i; STEPS],
+        scale: __m256,
+        min: __m256,
+    ) {
+        for (to, q) in self.q[STEPS * group..][..STEPS].iter_mut().zip(q) {
+            store(&mut to.as_chunks_mut().0[half], q);
+        }
+        store_floats(&mut self.scale[group].as_chunks_mut().0[half], scale);
+        if CHAIN > 1 {
+            store_floats(&mut self.min[group].as_chunks_mut().0[half], min);
+        }
+    }
+}
+
+impl FloatColumns for FloatPanel {
+    const STREAMS: bool = false;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn take(&mut self, half: usize, column: usize, v: __m256) {
+        store_floats(&mut self.0[column].as_chunks_mut().0[half], v);
+    }
+}
+
+/// Sixteen rows of the same length: apart, or `INTERLEAVED`.
+pub(super) struct Rows<'a, const INTERLEAVED: bool> {
+    /// The beginning of each row, or of the panel.
+    start: [*const u8; PANEL_ROWS],
+    /// Bytes of a row.
+    len: usize,
+    bytes: PhantomData<&'a [u8]>,
 }
 
 impl<'a> Rows<'a, false> {
-    fn apart(rows: &[&'a [u8]; PANEL_ROWS], half: usize) -> Self {
-        let bytes = std::array::from_fn(|r| rows[8 * half + r]);
-        assert!(bytes.iter().all(|row| row.len() == bytes[0].len()));
-        Rows { bytes, half }
+    pub fn apart(rows: &[&'a [u8]; PANEL_ROWS]) -> Self {
+        assert!(rows.iter().all(|row| row.len() == rows[0].len()));
+        Rows { start: rows.map(<[u8]>::as_ptr), len: rows[0].len(), bytes: PhantomData }
     }
 }
 
 impl<'a> Rows<'a, true> {
-    fn interleaved(panel: &'a [u8], half: usize) -> Self {
-        Rows { bytes: [panel; 8], half }
+    pub fn interleaved(panel: &'a [u8]) -> Self {
+        Rows { start: [panel.as_ptr(); PANEL_ROWS], len: panel.len() / PANEL_ROWS, bytes: PhantomData }
     }
 }
 
 impl<const INTERLEAVED: bool> Rows<'_, INTERLEAVED> {
+    /// Bytes between an interleaved block and what is asked for when it is read.
+    const AHEAD: usize = 4096;
+
+    /// Asks for what follows bytes `at..at + size` of the rows: in a panel, a few pages on; for rows apart, the same
+    /// bytes of the next 16 rows.
+    #[inline]
+    fn ahead(&self, at: usize, size: usize) {
+        if INTERLEAVED {
+            let (at, size) = (PANEL_ROWS * at + Self::AHEAD, PANEL_ROWS * size);
+            (0..size).step_by(64).for_each(|i| touch(self.start[0].wrapping_add(at + i)));
+        } else {
+            for line in at.div_ceil(64)..(at + size).div_ceil(64) {
+                self.start.iter().for_each(|row| touch(row.wrapping_add(PANEL_ROWS * self.len + 64 * line)));
+            }
+        }
+    }
+}
+
+/// A block of 8 of the rows. Offsets are those within the block of one row.
+#[derive(Clone, Copy)]
+struct Block<'a, const INTERLEAVED: bool> {
+    rows: &'a Rows<'a, INTERLEAVED>,
+    /// Where the block begins in its row; `size` bytes from there on lie in the row.
+    first: usize,
+    size: usize,
+    /// The first 8 rows or the last.
+    half: usize,
+}
+
+impl<'a, const INTERLEAVED: bool> Block<'a, INTERLEAVED> {
+    fn new(rows: &'a Rows<'a, INTERLEAVED>, first: usize, size: usize, half: usize) -> Self {
+        assert!(first + size <= rows.len && half < 2);
+        Block { rows, first, size, half }
+    }
+
+    /// The `N` bytes at `at` of row `r` of the eight.
+    #[inline]
+    fn bytes<const N: usize>(&self, r: usize, at: usize) -> &[u8; N] {
+        assert!(!INTERLEAVED && at + N <= self.size && r < 8);
+        // SAFETY: the block's bytes lie in the row, and these in the block.
+        unsafe { &*self.rows.start[8 * self.half + r].add(self.first + at).cast() }
+    }
+
     /// The units of `N / 8` bytes at `at` of the eight rows of a panel.
-    #[inline(always)]
-    fn unit<const N: usize>(&self, at: usize) -> &[u8; N] {
-        self.bytes[0][PANEL_ROWS * at + N * self.half..].first_chunk().expect("whole blocks")
+    #[inline]
+    fn units<const N: usize>(&self, at: usize) -> &[u8; N] {
+        assert!(INTERLEAVED && at + N / 8 <= self.size);
+        // SAFETY: the block's bytes lie in the panel, 16 times as far from its beginning as in a row, and these in the block.
+        unsafe { &*self.rows.start[0].add(PANEL_ROWS * (self.first + at) + N * self.half).cast() }
     }
 
     /// Vector `i` holds bytes `at + 4 i ..` of each row.
@@ -92,12 +217,9 @@ impl<const INTERLEAVED: bool> Rows<'_, INTERLEAVED> {
     #[target_feature(enable = "avx2")]
     fn transpose(&self, at: usize) -> [__m256i; 4] {
         if INTERLEAVED {
-            return std::array::from_fn(|i| at + 4 * i).map(|at| self.words(at));
+            return [self.words(at), self.words(at + 4), self.words(at + 8), self.words(at + 12)];
         }
-        assert!(at + 16 <= self.bytes[0].len());
-        // SAFETY: the rows are as long as the first, which has 16 bytes at `at`.
-        let load = |r: usize| unsafe { _mm_loadu_si128(self.bytes[r].as_ptr().add(at).cast()) };
-        let both = |r: usize| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(r)), load(r + 4));
+        let both = |r: usize| _mm256_set_m128i(load_half(self.bytes(r + 4, at)), load_half(self.bytes(r, at)));
         let (a, b, c, d) = (both(0), both(1), both(2), both(3));
         let (ab_low, ab_high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
         let (cd_low, cd_high) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
@@ -109,16 +231,22 @@ impl<const INTERLEAVED: bool> Rows<'_, INTERLEAVED> {
         ]
     }
 
+    /// The 32 bytes at `at` of each row, as by [`Block::transpose`].
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn transpose_32(&self, at: usize) -> [__m256i; 8] {
+        let ([a, b, c, d], [e, f, g, h]) = (self.transpose(at), self.transpose(at + 16));
+        [a, b, c, d, e, f, g, h]
+    }
+
     /// The 4 bytes at `at` of each row.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn words(&self, at: usize) -> __m256i {
         if INTERLEAVED {
-            return load(self.unit(at));
+            return super::load(self.units(at));
         }
-        assert!(at + 4 <= self.bytes[0].len());
-        // SAFETY: the rows are as long as the first, which has 4 bytes at `at`.
-        let load = |r: usize| unsafe { self.bytes[r].as_ptr().add(at).cast::<i32>().read_unaligned() };
+        let load = |r: usize| i32::from_le_bytes(*self.bytes(r, at));
         _mm256_setr_epi32(load(0), load(1), load(2), load(3), load(4), load(5), load(6), load(7))
     }
 
@@ -127,11 +255,9 @@ impl<const INTERLEAVED: bool> Rows<'_, INTERLEAVED> {
     #[target_feature(enable = "avx2")]
     fn shorts(&self, at: usize) -> __m128i {
         if INTERLEAVED {
-            return load_half(self.unit(at));
+            return load_half(self.units(at));
         }
-        assert!(at + 2 <= self.bytes[0].len());
-        // SAFETY: the rows are as long as the first, which has 2 bytes at `at`.
-        let load = |r: usize| unsafe { self.bytes[r].as_ptr().add(at).cast::<i16>().read_unaligned() };
+        let load = |r: usize| i16::from_le_bytes(*self.bytes(r, at));
         _mm_setr_epi16(load(0), load(1), load(2), load(3), load(4), load(5), load(6), load(7))
     }
 
@@ -141,40 +267,14 @@ impl<const INTERLEAVED: bool> Rows<'_, INTERLEAVED> {
     fn floats(&self, at: usize) -> __m256 {
         _mm256_cvtph_ps(self.shorts(at))
     }
-}
 
-/// The half of a panel that eight rows fill.
-struct Half8<'a> {
-    panel: &'a mut Panel,
-    half: usize,
-}
-
-impl Half8<'_> {
-    /// Quants of four columns from `4 · step` on.
+    /// The 32 nibbles of the 16 bytes at `at`.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn quants(&mut self, step: usize, q: __m256i) {
-        store(&mut self.panel.q[step].as_chunks_mut().0[self.half], q);
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn scale(&mut self, group: usize, scale: __m256) {
-        store_floats(&mut self.panel.scale[group].as_chunks_mut().0[self.half], scale);
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn min(&mut self, group: usize, min: __m256) {
-        store_floats(&mut self.panel.min[group].as_chunks_mut().0[self.half], min);
-    }
-
-    /// The scale of a symmetric type, and the min that makes its quants unsigned.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn symmetric(&mut self, dtype: Dtype, group: usize, scale: __m256) {
-        self.scale(group, scale);
-        self.min(group, _mm256_mul_ps(scale, _mm256_set1_ps(f32::from(offset(dtype)))));
+    fn nibbles(&self, at: usize) -> [__m256i; 8] {
+        let [a, b, c, d] = self.transpose(at);
+        let (low, high) = (|v| field(v, 0, 15), |v| field(v, 4, 15));
+        [low(a), low(b), low(c), low(d), high(a), high(b), high(c), high(d)]
     }
 }
 
@@ -209,21 +309,11 @@ fn negate(v: __m256) -> __m256 {
     _mm256_xor_ps(v, _mm256_set1_ps(-0.0))
 }
 
-/// The 32 nibbles of 16 bytes.
+/// The min that makes the quants of a symmetric type with scale `scale` unsigned.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn nibbles<const P: bool>(rows: &Rows<'_, P>, at: usize) -> [__m256i; 8] {
-    let [a, b, c, d] = rows.transpose(at);
-    [
-        field(a, 0, 15),
-        field(b, 0, 15),
-        field(c, 0, 15),
-        field(d, 0, 15),
-        field(a, 4, 15),
-        field(b, 4, 15),
-        field(c, 4, 15),
-        field(d, 4, 15),
-    ]
+fn shifted(dtype: Dtype, scale: __m256) -> __m256 {
+    _mm256_mul_ps(scale, _mm256_set1_ps(f32::from(offset(dtype))))
 }
 
 /// The fifth bits of Q5_0 and Q5_1 for step `s`, from the words `qh`.
@@ -237,308 +327,360 @@ fn fifth_bits(qh: __m256i, s: usize) -> __m256i {
     _mm256_and_si256(set, _mm256_set1_epi8(16))
 }
 
-#[target_feature(enable = "avx2,f16c")]
-fn q4_0<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
-    for i in 0..n_blocks {
-        let at = i * size_of::<Q4_0>();
-        let q = nibbles(rows, at + offset_of!(Q4_0, qs));
-        for (s, q) in q.into_iter().enumerate() {
-            out.quants(8 * i + s, q);
-        }
-        out.symmetric(Dtype::Q4_0, i, rows.floats(at));
-    }
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn q4_1<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
-    for i in 0..n_blocks {
-        let at = i * size_of::<Q4_1>();
-        let q = nibbles(rows, at + offset_of!(Q4_1, qs));
-        for (s, q) in q.into_iter().enumerate() {
-            out.quants(8 * i + s, q);
-        }
-        let [d, m] = halves(rows.words(at));
-        out.scale(i, d);
-        out.min(i, negate(m));
-    }
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn q5_0<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
-    for i in 0..n_blocks {
-        let at = i * size_of::<Q5_0>();
-        let q = nibbles(rows, at + offset_of!(Q5_0, qs));
-        let qh = rows.words(at + offset_of!(Q5_0, qh));
-        for (s, q) in q.into_iter().enumerate() {
-            out.quants(8 * i + s, _mm256_or_si256(q, fifth_bits(qh, s)));
-        }
-        out.symmetric(Dtype::Q5_0, i, rows.floats(at));
-    }
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn q5_1<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
-    for i in 0..n_blocks {
-        let at = i * size_of::<Q5_1>();
-        let q = nibbles(rows, at + offset_of!(Q5_1, qs));
-        let qh = rows.words(at + offset_of!(Q5_1, qh));
-        for (s, q) in q.into_iter().enumerate() {
-            out.quants(8 * i + s, _mm256_or_si256(q, fifth_bits(qh, s)));
-        }
-        let [d, m] = halves(rows.words(at));
-        out.scale(i, d);
-        out.min(i, negate(m));
-    }
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn q8_0<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
-    for i in 0..n_blocks {
-        let at = i * size_of::<Q8_0>();
-        for part in 0..2 {
-            let q = rows.transpose(at + offset_of!(Q8_0, qs) + 16 * part);
-            for (s, q) in q.into_iter().enumerate() {
-                out.quants(8 * i + 4 * part + s, q);
-            }
-        }
-        out.scale(i, rows.floats(at));
-    }
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn iq4_nl<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
-    for i in 0..n_blocks {
-        let at = i * size_of::<IQ4_NL>();
-        let q = nibbles(rows, at + offset_of!(IQ4_NL, qs));
-        for (s, q) in q.into_iter().enumerate() {
-            out.quants(8 * i + s, iq4_values(q));
-        }
-        out.scale(i, rows.floats(at));
-    }
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn q2_k<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
-    for i in 0..n_blocks {
-        let at = i * size_of::<Q2_K>();
-        for h in 0..2 {
-            for part in 0..2 {
-                let q = rows.transpose(at + offset_of!(Q2_K, qs) + 32 * h + 16 * part);
-                for j in 0..4 {
-                    for (s, q) in q.into_iter().enumerate() {
-                        out.quants(64 * i + 32 * h + 8 * j + 4 * part + s, field(q, 2 * j, 3));
-                    }
-                }
-            }
-        }
-        let [d, dmin] = halves(rows.words(at + offset_of!(Q2_K, d)));
-        let scales = rows.transpose(at + offset_of!(Q2_K, scales));
-        for (g, v) in scales.into_iter().enumerate() {
-            for b in 0..4 {
-                out.scale(16 * i + 4 * g + b, _mm256_mul_ps(d, byte(field(v, 0, 15), b)));
-                out.min(16 * i + 4 * g + b, _mm256_mul_ps(dmin, byte(field(v, 4, 15), b)));
-            }
-        }
-    }
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn q3_k<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
-    for i in 0..n_blocks {
-        let at = i * size_of::<Q3_K>();
-        for part in 0..2 {
-            let high = rows.transpose(at + offset_of!(Q3_K, hmask) + 16 * part);
-            for h in 0..2 {
-                let low = rows.transpose(at + offset_of!(Q3_K, qs) + 32 * h + 16 * part);
-                for j in 0..4 {
-                    for s in 0..4 {
-                        let q = _mm256_or_si256(field(low[s], 2 * j, 3), bit(high[s], 4 * h + j, 2));
-                        out.quants(64 * i + 32 * h + 8 * j + 4 * part + s, q);
-                    }
-                }
-            }
-        }
-        let d = rows.floats(at + offset_of!(Q3_K, d));
-        let scales = at + offset_of!(Q3_K, scales);
-        let (a, b, c) = (rows.words(scales), rows.words(scales + 4), rows.words(scales + 8));
-        for g in 0..4 {
-            let low = field(if g % 2 == 0 { a } else { b }, g / 2 * 4, 15);
-            let high = _mm256_slli_epi16::<4>(field(c, 2 * g, 3));
-            let v = _mm256_sub_epi8(_mm256_or_si256(low, high), _mm256_set1_epi8(32));
-            for b in 0..4 {
-                out.symmetric(Dtype::Q3_K, 16 * i + 4 * g + b, _mm256_mul_ps(d, signed_byte(v, b)));
-            }
-        }
-    }
-}
-
-/// The scales and mins of Q4_K and Q5_K, whose blocks both begin with d, dmin and the packed scales.
+/// Hands the groups of all blocks of quantized rows to `out`.
 #[inline]
-#[target_feature(enable = "avx2,f16c")]
-fn groups_k4<const P: bool>(rows: &Rows<'_, P>, at: usize, i: usize, out: &mut Half8<'_>) {
-    const { assert!(offset_of!(Q4_K, scales) == 4 && offset_of!(Q5_K, scales) == 4) };
-    let [factors, a, b, c] = rows.transpose(at);
-    let [d, dmin] = halves(factors);
-    let upper = |v| _mm256_and_si256(_mm256_srli_epi16::<2>(v), _mm256_set1_epi8(0x30));
-    let scales = [field(a, 0, 63), _mm256_or_si256(field(c, 0, 15), upper(a))];
-    let mins = [field(b, 0, 63), _mm256_or_si256(field(c, 4, 15), upper(b))];
-    for g in 0..8 {
-        out.scale(8 * i + g, _mm256_mul_ps(d, byte(scales[g / 4], g % 4)));
-        out.min(8 * i + g, _mm256_mul_ps(dmin, byte(mins[g / 4], g % 4)));
-    }
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn q4_k<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
-    for i in 0..n_blocks {
-        let at = i * size_of::<Q4_K>();
-        for j in 0..4 {
-            for part in 0..2 {
-                let q = rows.transpose(at + offset_of!(Q4_K, qs) + 32 * j + 16 * part);
-                for (s, q) in q.into_iter().enumerate() {
-                    let step = 64 * i + 16 * j + 4 * part + s;
-                    out.quants(step, field(q, 0, 15));
-                    out.quants(step + 8, field(q, 4, 15));
-                }
-            }
-        }
-        groups_k4(rows, at, i, out);
-    }
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn q5_k<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
-    for i in 0..n_blocks {
-        let at = i * size_of::<Q5_K>();
-        for part in 0..2 {
-            let high = rows.transpose(at + offset_of!(Q5_K, qh) + 16 * part);
-            for j in 0..4 {
-                let low = rows.transpose(at + offset_of!(Q5_K, qs) + 32 * j + 16 * part);
-                for s in 0..4 {
-                    let step = 64 * i + 16 * j + 4 * part + s;
-                    out.quants(step, _mm256_or_si256(field(low[s], 0, 15), bit(high[s], 2 * j, 4)));
-                    out.quants(step + 8, _mm256_or_si256(field(low[s], 4, 15), bit(high[s], 2 * j + 1, 4)));
-                }
-            }
-        }
-        groups_k4(rows, at, i, out);
-    }
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn q6_k<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
-    for i in 0..n_blocks {
-        let at = i * size_of::<Q6_K>();
-        for h in 0..2 {
-            for part in 0..2 {
-                let high = rows.transpose(at + offset_of!(Q6_K, qh) + 32 * h + 16 * part);
-                for low_half in 0..2 {
-                    let low = rows.transpose(at + offset_of!(Q6_K, ql) + 64 * h + 32 * low_half + 16 * part);
-                    for s in 0..4 {
-                        let step = 64 * i + 32 * h + 8 * low_half + 4 * part + s;
-                        let upper = |j: usize| _mm256_slli_epi16::<4>(field(high[s], 2 * j, 3));
-                        out.quants(step, _mm256_or_si256(field(low[s], 0, 15), upper(low_half)));
-                        out.quants(step + 16, _mm256_or_si256(field(low[s], 4, 15), upper(low_half + 2)));
-                    }
-                }
-            }
-        }
-        let d = rows.floats(at + offset_of!(Q6_K, d));
-        let scales = rows.transpose(at + offset_of!(Q6_K, scales));
-        for (g, v) in scales.into_iter().enumerate() {
-            for b in 0..4 {
-                out.symmetric(Dtype::Q6_K, 16 * i + 4 * g + b, _mm256_mul_ps(d, signed_byte(v, b)));
-            }
-        }
-    }
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn iq4_xs<const P: bool>(rows: &Rows<'_, P>, n_blocks: usize, out: &mut Half8<'_>) {
-    const { assert!(offset_of!(IQ4_XS, scales_h) == 2 && offset_of!(IQ4_XS, scales_l) == 4) };
-    for i in 0..n_blocks {
-        let at = i * size_of::<IQ4_XS>();
-        let first = rows.words(at);
-        let low = rows.words(at + offset_of!(IQ4_XS, scales_l));
-        let [d, _] = halves(first);
-        for g in 0..8 {
-            let q = nibbles(rows, at + offset_of!(IQ4_XS, qs) + 16 * g);
-            for (s, q) in q.into_iter().enumerate() {
-                out.quants(64 * i + 8 * g + s, iq4_values(q));
-            }
-            let shift = |v, n: usize| _mm256_srl_epi32(v, _mm_cvtsi32_si128(n as i32));
-            let low = _mm256_and_si256(shift(low, 4 * g), _mm256_set1_epi32(15));
-            let high = _mm256_and_si256(shift(first, 16 + 2 * g), _mm256_set1_epi32(3));
-            let scale = _mm256_or_si256(low, _mm256_slli_epi32::<4>(high));
-            let scale = _mm256_cvtepi32_ps(_mm256_sub_epi32(scale, _mm256_set1_epi32(32)));
-            out.scale(8 * i + g, _mm256_mul_ps(d, scale));
-        }
-    }
-}
-
-pub fn unpack_float(dtype: Dtype, source: &Source<'_>, panel: &mut FloatPanel) {
-    let n = source.row_bytes() / dtype.block().1;
-    assert!(n <= FLOAT_COLS);
-    for half in 0..2 {
-        // SAFETY: this function is in the table of processors with AVX2 and F16C only.
-        unsafe {
-            match source {
-                Source::Rows(rows) => floats(dtype, &Rows::apart(rows, half), n, panel),
-                Source::Panel(bytes) => floats(dtype, &Rows::interleaved(bytes, half), n, panel),
-            }
-        }
-    }
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn floats<const P: bool>(dtype: Dtype, rows: &Rows<'_, P>, n: usize, panel: &mut FloatPanel) {
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn groups<const P: bool, S: Groups>(dtype: Dtype, rows: &Rows<'_, P>, out: &mut S) {
     match dtype {
-        Dtype::F32 => wide_rows(rows, n, panel),
-        Dtype::F16 => narrow_rows::<false, P>(rows, n, panel),
-        Dtype::BF16 => narrow_rows::<true, P>(rows, n, panel),
+        Dtype::Q4_0 => blocks(Dtype::Q4_0, rows, out, |b, i, out| q4_0(b, i, out)),
+        Dtype::Q4_1 => blocks(Dtype::Q4_1, rows, out, |b, i, out| q4_1(b, i, out)),
+        Dtype::Q5_0 => blocks(Dtype::Q5_0, rows, out, |b, i, out| q5_0(b, i, out)),
+        Dtype::Q5_1 => blocks(Dtype::Q5_1, rows, out, |b, i, out| q5_1(b, i, out)),
+        Dtype::Q8_0 => blocks(Dtype::Q8_0, rows, out, |b, i, out| q8_0(b, i, out)),
+        Dtype::IQ4_NL => blocks(Dtype::IQ4_NL, rows, out, |b, i, out| iq4_nl(b, i, out)),
+        Dtype::Q2_K => blocks(Dtype::Q2_K, rows, out, |b, i, out| q2_k(b, i, out)),
+        Dtype::Q3_K => blocks(Dtype::Q3_K, rows, out, |b, i, out| q3_k(b, i, out)),
+        Dtype::Q4_K => blocks(Dtype::Q4_K, rows, out, |b, i, out| q4_k(b, i, out)),
+        Dtype::Q5_K => blocks(Dtype::Q5_K, rows, out, |b, i, out| q5_k(b, i, out)),
+        Dtype::Q6_K => blocks(Dtype::Q6_K, rows, out, |b, i, out| q6_k(b, i, out)),
+        Dtype::IQ4_XS => blocks(Dtype::IQ4_XS, rows, out, |b, i, out| iq4_xs(b, i, out)),
+        _ => unreachable!("{dtype} has no quants"),
+    }
+}
+
+/// Runs `f(block, index, out)` on each block of each half of the rows.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn blocks<const P: bool, S: Groups>(
+    dtype: Dtype,
+    rows: &Rows<'_, P>,
+    out: &mut S,
+    f: impl Fn(Block<'_, P>, usize, &mut S),
+) {
+    let size = dtype.block().1;
+    for i in 0..rows.len / size {
+        if S::STREAMS {
+            rows.ahead(i * size, size);
+        }
+        f(Block::new(rows, i * size, size, 0), i, out);
+        f(Block::new(rows, i * size, size, 1), i, out);
+    }
+}
+
+/// [`Groups::take`] of unsigned quants.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn unsigned<const STEPS: usize, const CHAIN: usize>(
+    out: &mut impl Groups,
+    half: usize,
+    group: usize,
+    q: [__m256i; STEPS],
+    scale: __m256,
+    min: __m256,
+) {
+    // SAFETY: this function runs on processors with AVX2 and FMA only.
+    unsafe { out.take::<STEPS, CHAIN>(half, group, q, scale, min) }
+}
+
+/// [`Groups::take`] of signed quants.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn signed(out: &mut impl Groups, half: usize, group: usize, q: [__m256i; 8], scale: __m256) {
+    // SAFETY: this function runs on processors with AVX2 and FMA only.
+    unsafe { out.take::<8, 1>(half, group, q, scale, _mm256_setzero_ps()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q4_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
+    let d = b.floats(offset_of!(Q4_0, d));
+    unsigned::<8, 8>(out, b.half, i, b.nibbles(offset_of!(Q4_0, qs)), d, shifted(Dtype::Q4_0, d));
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q4_1<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
+    let [d, m] = halves(b.words(offset_of!(Q4_1, d)));
+    unsigned::<8, 8>(out, b.half, i, b.nibbles(offset_of!(Q4_1, qs)), d, negate(m));
+}
+
+/// The quants of Q5_0 and Q5_1.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn five_bits<const P: bool>(b: Block<'_, P>, qh: usize, qs: usize) -> [__m256i; 8] {
+    let qh = b.words(qh);
+    let mut q = b.nibbles(qs);
+    for (s, q) in q.iter_mut().enumerate() {
+        *q = _mm256_or_si256(*q, fifth_bits(qh, s));
+    }
+    q
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q5_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
+    let d = b.floats(offset_of!(Q5_0, d));
+    let q = five_bits(b, offset_of!(Q5_0, qh), offset_of!(Q5_0, qs));
+    unsigned::<8, 4>(out, b.half, i, q, d, shifted(Dtype::Q5_0, d));
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q5_1<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
+    let [d, m] = halves(b.words(offset_of!(Q5_1, d)));
+    unsigned::<8, 4>(out, b.half, i, five_bits(b, offset_of!(Q5_1, qh), offset_of!(Q5_1, qs)), d, negate(m));
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q8_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
+    signed(out, b.half, i, b.transpose_32(offset_of!(Q8_0, qs)), b.floats(offset_of!(Q8_0, d)));
+}
+
+/// The values of the 32 codes at `at`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn iq4<const P: bool>(b: Block<'_, P>, at: usize) -> [__m256i; 8] {
+    let mut q = b.nibbles(at);
+    for q in &mut q {
+        *q = iq4_values(*q);
+    }
+    q
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn iq4_nl<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
+    signed(out, b.half, i, iq4(b, offset_of!(IQ4_NL, qs)), b.floats(offset_of!(IQ4_NL, d)));
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q2_k<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
+    let [d, dmin] = halves(b.words(offset_of!(Q2_K, d)));
+    for h in 0..2 {
+        let q = b.transpose_32(offset_of!(Q2_K, qs) + 32 * h);
+        unrolled!(j in [0 1 2 3] {
+            // Four groups' scales and mins are in one word.
+            let v = b.words(offset_of!(Q2_K, scales) + 8 * h + j / 2 * 4);
+            let (scales, mins) = (field(v, 0, 15), field(v, 4, 15));
+            for part in 0..2 {
+                let scale = _mm256_mul_ps(d, byte(scales, 2 * (j % 2) + part));
+                let min = _mm256_mul_ps(dmin, byte(mins, 2 * (j % 2) + part));
+                let q = vectors!(s in 4 => field(q[4 * part + s], 2 * j, 3));
+                unsigned::<4, 4>(out, b.half, 16 * i + 8 * h + 2 * j + part, q, scale, min);
+            }
+        });
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q3_k<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
+    let d = b.floats(offset_of!(Q3_K, d));
+    let scales = offset_of!(Q3_K, scales);
+    let (low_a, low_b, upper) = (b.words(scales), b.words(scales + 4), b.words(scales + 8));
+    let high = b.transpose_32(offset_of!(Q3_K, hmask));
+    unrolled!(h in [0 1] {
+        let low = b.transpose_32(offset_of!(Q3_K, qs) + 32 * h);
+        unrolled!(j in [0 1 2 3] {
+            let word = 2 * h + j / 2;
+            let four = field(if word % 2 == 0 { low_a } else { low_b }, word / 2 * 4, 15);
+            let two = _mm256_slli_epi16::<4>(field(upper, 2 * word, 3));
+            let v = _mm256_sub_epi8(_mm256_or_si256(four, two), _mm256_set1_epi8(32));
+            for part in 0..2 {
+                let scale = _mm256_mul_ps(d, signed_byte(v, 2 * (j % 2) + part));
+                let q = vectors!(s in 4 => {
+                    _mm256_or_si256(field(low[4 * part + s], 2 * j, 3), bit(high[4 * part + s], 4 * h + j, 2))
+                });
+                let group = 16 * i + 8 * h + 2 * j + part;
+                unsigned::<4, 4>(out, b.half, group, q, scale, shifted(Dtype::Q3_K, scale));
+            }
+        });
+    });
+}
+
+/// The factors, and the scales and mins of groups by fours in bytes, of Q4_K and Q5_K: their blocks both begin with d,
+/// dmin and the packed scales.
+struct GroupsK4 {
+    d: __m256,
+    dmin: __m256,
+    scales: [__m256i; 2],
+    mins: [__m256i; 2],
+}
+
+impl GroupsK4 {
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    fn new<const P: bool>(b: Block<'_, P>) -> GroupsK4 {
+        const { assert!(offset_of!(Q4_K, scales) == 4 && offset_of!(Q5_K, scales) == 4) };
+        let [factors, s, m, rest] = b.transpose(0);
+        let [d, dmin] = halves(factors);
+        let upper = |v| _mm256_and_si256(_mm256_srli_epi16::<2>(v), _mm256_set1_epi8(0x30));
+        GroupsK4 {
+            d,
+            dmin,
+            scales: [field(s, 0, 63), _mm256_or_si256(field(rest, 0, 15), upper(s))],
+            mins: [field(m, 0, 63), _mm256_or_si256(field(rest, 4, 15), upper(m))],
+        }
+    }
+
+    /// Scale and min of group `g`.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn get(&self, g: usize) -> (__m256, __m256) {
+        let (scale, min) = (byte(self.scales[g / 4], g % 4), byte(self.mins[g / 4], g % 4));
+        (_mm256_mul_ps(self.d, scale), _mm256_mul_ps(self.dmin, min))
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q4_k<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
+    let k = GroupsK4::new(b);
+    unrolled!(j in [0 1 2 3] {
+        let v = b.transpose_32(offset_of!(Q4_K, qs) + 32 * j);
+        unrolled!(n in [0 1] {
+            let (scale, min) = k.get(2 * j + n);
+            let q = vectors!(s in 8 => field(v[s], 4 * n, 15));
+            unsigned::<8, 8>(out, b.half, 8 * i + 2 * j + n, q, scale, min);
+        });
+    });
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q5_k<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
+    let k = GroupsK4::new(b);
+    let high = b.transpose_32(offset_of!(Q5_K, qh));
+    unrolled!(j in [0 1 2 3] {
+        let low = b.transpose_32(offset_of!(Q5_K, qs) + 32 * j);
+        unrolled!(n in [0 1] {
+            let (scale, min) = k.get(2 * j + n);
+            let q = vectors!(s in 8 => _mm256_or_si256(field(low[s], 4 * n, 15), bit(high[s], 2 * j + n, 4)));
+            unsigned::<8, 4>(out, b.half, 8 * i + 2 * j + n, q, scale, min);
+        });
+    });
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q6_k<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
+    let d = b.floats(offset_of!(Q6_K, d));
+    for h in 0..2 {
+        let high = b.transpose_32(offset_of!(Q6_K, qh) + 32 * h);
+        unrolled!(j in [0 1 2 3] {
+            // Four groups' scales are in one word.
+            let v = b.words(offset_of!(Q6_K, scales) + 8 * h + j / 2 * 4);
+            let low = b.transpose_32(offset_of!(Q6_K, ql) + 64 * h + j % 2 * 32);
+            for part in 0..2 {
+                let scale = _mm256_mul_ps(d, signed_byte(v, 2 * (j % 2) + part));
+                let q = vectors!(s in 4 => {
+                    let upper = field(high[4 * part + s], 2 * j, 3);
+                    _mm256_or_si256(field(low[4 * part + s], j / 2 * 4, 15), _mm256_slli_epi16::<4>(upper))
+                });
+                let group = 16 * i + 8 * h + 2 * j + part;
+                unsigned::<4, 2>(out, b.half, group, q, scale, shifted(Dtype::Q6_K, scale));
+            }
+        });
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn iq4_xs<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
+    const { assert!(offset_of!(IQ4_XS, scales_h) == 2 && offset_of!(IQ4_XS, scales_l) == 4) };
+    let first = b.words(0);
+    let low = b.words(offset_of!(IQ4_XS, scales_l));
+    let [d, _] = halves(first);
+    unrolled!(g in [0 1 2 3 4 5 6 7] {
+        let q = iq4(b, offset_of!(IQ4_XS, qs) + 16 * g);
+        let shift = |v, n: usize| _mm256_srl_epi32(v, _mm_cvtsi32_si128(n as i32));
+        let low = _mm256_and_si256(shift(low, 4 * g), _mm256_set1_epi32(15));
+        let high = _mm256_and_si256(shift(first, 16 + 2 * g), _mm256_set1_epi32(3));
+        let scale = _mm256_or_si256(low, _mm256_slli_epi32::<4>(high));
+        let scale = _mm256_cvtepi32_ps(_mm256_sub_epi32(scale, _mm256_set1_epi32(32)));
+        signed(out, b.half, 8 * i + g, q, _mm256_mul_ps(d, scale));
+    });
+}
+
+/// Hands columns `first..first + n` of rows of floats to `out`, which counts them from 0.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn columns<const P: bool>(
+    dtype: Dtype,
+    rows: &Rows<'_, P>,
+    first: usize,
+    n: usize,
+    out: &mut impl FloatColumns,
+) {
+    let upper = |v| _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(0xffff_0000_u32 as i32)));
+    let lower = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v));
+    let bf16 = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(v)));
+    match dtype {
+        Dtype::F32 => {
+            let eight = |b: Block<'_, P>| {
+                let [c0, c1, c2, c3, c4, c5, c6, c7] = b.transpose_32(0);
+                let f = |v| _mm256_castsi256_ps(v);
+                [f(c0), f(c1), f(c2), f(c3), f(c4), f(c5), f(c6), f(c7)]
+            };
+            eights(4, rows, first, n, out, eight, |b| _mm256_castsi256_ps(b.words(0)));
+        }
+        Dtype::F16 => {
+            let eight = |b: Block<'_, P>| {
+                if P {
+                    let f = |c: usize| b.floats(2 * c);
+                    return [f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)];
+                }
+                let [c0, c2, c4, c6] = b.transpose(0);
+                let ([c0, c1], [c2, c3], [c4, c5], [c6, c7]) = (halves(c0), halves(c2), halves(c4), halves(c6));
+                [c0, c1, c2, c3, c4, c5, c6, c7]
+            };
+            eights(2, rows, first, n, out, eight, |b| b.floats(0));
+        }
+        Dtype::BF16 => {
+            let eight = |b: Block<'_, P>| {
+                if P {
+                    let f = |c: usize| bf16(b.shorts(2 * c));
+                    return [f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)];
+                }
+                let [c0, c2, c4, c6] = b.transpose(0);
+                [lower(c0), upper(c0), lower(c2), upper(c2), lower(c4), upper(c4), lower(c6), upper(c6)]
+            };
+            eights(2, rows, first, n, out, eight, |b| bf16(b.shorts(0)));
+        }
         _ => unreachable!("{dtype} has quants"),
     }
 }
 
-#[target_feature(enable = "avx2")]
-fn wide_rows<const P: bool>(rows: &Rows<'_, P>, n: usize, panel: &mut FloatPanel) {
-    let (fours, rest) = panel.0[..n].as_chunks_mut::<4>();
-    for (i, to) in fours.iter_mut().enumerate() {
-        for (to, v) in to.iter_mut().zip(rows.transpose(16 * i)) {
-            store_floats(&mut to.as_chunks_mut().0[rows.half], _mm256_castsi256_ps(v));
+/// Walks columns of `size` bytes by eights with `eight`, and what is left of them with `one`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn eights<'a, const P: bool, S: FloatColumns>(
+    size: usize,
+    rows: &'a Rows<'a, P>,
+    first: usize,
+    n: usize,
+    out: &mut S,
+    eight: impl Fn(Block<'a, P>) -> [__m256; 8],
+    one: impl Fn(Block<'a, P>) -> __m256,
+) {
+    for c in (0..n / 8 * 8).step_by(8) {
+        let at = (first + c) * size;
+        if S::STREAMS {
+            rows.ahead(at, 8 * size);
         }
-    }
-    for (i, to) in rest.iter_mut().enumerate() {
-        let v = rows.words(16 * fours.len() + 4 * i);
-        store_floats(&mut to.as_chunks_mut().0[rows.half], _mm256_castsi256_ps(v));
-    }
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn narrow_rows<const BF16: bool, const P: bool>(rows: &Rows<'_, P>, n: usize, panel: &mut FloatPanel) {
-    let upper = |v| _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(0xffff_0000_u32 as i32)));
-    let lower = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v));
-    let one = |v| match BF16 {
-        true => _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(v))),
-        false => _mm256_cvtph_ps(v),
-    };
-    // Rows that lie apart are transposed eight columns at a time.
-    let (eights, rest) = panel.0[..n].as_chunks_mut::<8>();
-    for (i, to) in eights.iter_mut().enumerate() {
-        if P {
-            for (j, to) in to.iter_mut().enumerate() {
-                store_floats(&mut to.as_chunks_mut().0[rows.half], one(rows.shorts(16 * i + 2 * j)));
+        for half in 0..2 {
+            for (i, v) in eight(Block::new(rows, at, 8 * size, half)).into_iter().enumerate() {
+                // SAFETY: this function runs on processors with AVX2 and FMA only.
+                unsafe { out.take(half, c + i, v) };
             }
-            continue;
-        }
-        for (to, v) in to.as_chunks_mut::<2>().0.iter_mut().zip(rows.transpose(16 * i)) {
-            let pair = if BF16 { [lower(v), upper(v)] } else { halves(v) };
-            store_floats(&mut to[0].as_chunks_mut().0[rows.half], pair[0]);
-            store_floats(&mut to[1].as_chunks_mut().0[rows.half], pair[1]);
         }
     }
-    for (i, to) in rest.iter_mut().enumerate() {
-        let v = rows.shorts(16 * eights.len() + 2 * i);
-        store_floats(&mut to.as_chunks_mut().0[rows.half], one(v));
+    for c in n / 8 * 8..n {
+        for half in 0..2 {
+            // SAFETY: as above.
+            unsafe { out.take(half, c, one(Block::new(rows, (first + c) * size, size, half))) };
+        }
     }
 }
