@@ -71,7 +71,7 @@ fn measure(team: &Team, dtype: Dtype) -> [f64; 5] {
         gb(time(4 * pieces / n_tokens, |i| product(data, layout, n_rows, n_tokens, i % pieces)))
     };
     let rows = [1, 4].map(|n| decode(&data, Layout::Rows, n));
-    let few_rows = 32 * team.n_threads();
+    let few_rows = 128 * team.n_threads();
     let mut panel = vec![0; PANEL_ROWS * row_bytes];
     for rows in data.chunks_exact_mut(panel.len()) {
         interleave::interleave(dtype, rows, &mut panel);

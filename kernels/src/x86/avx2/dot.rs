@@ -78,8 +78,14 @@ fn pin<const T: usize>(sums: &mut [[__m256i; 2]; T]) {
         match sums.as_mut_slice() {
             [[a, b], [c, d], [e, f], [g, h]] => asm!(
                 "/* {} {} {} {} {} {} {} {} */",
-                inout(ymm_reg) *a, inout(ymm_reg) *b, inout(ymm_reg) *c, inout(ymm_reg) *d,
-                inout(ymm_reg) *e, inout(ymm_reg) *f, inout(ymm_reg) *g, inout(ymm_reg) *h,
+                inout(ymm_reg) * a,
+                inout(ymm_reg) * b,
+                inout(ymm_reg) * c,
+                inout(ymm_reg) * d,
+                inout(ymm_reg) * e,
+                inout(ymm_reg) * f,
+                inout(ymm_reg) * g,
+                inout(ymm_reg) * h,
                 options(pure, nomem, nostack, preserves_flags),
             ),
             _ => {}
@@ -95,7 +101,10 @@ fn tile<const STEPS: usize, const CHAIN: usize, const SIGNED: bool, const T: usi
     x: &[Token<'_>; T],
     acc: &mut [[f32; PANEL_ROWS]; T],
 ) {
-    assert!(n <= PANEL_COLS && x.iter().all(|x| x.q.len() >= n && x.scale.len() >= n / 32 && x.sum.len() >= n / (4 * STEPS)));
+    assert!(
+        n <= PANEL_COLS
+            && x.iter().all(|x| x.q.len() >= n && x.scale.len() >= n / 32 && x.sum.len() >= n / (4 * STEPS))
+    );
     let ones = _mm256_set1_epi16(1);
     let mut total = [[_mm256_setzero_ps(); 2]; T];
     for (total, acc) in total.iter_mut().zip(&*acc) {
@@ -137,7 +146,8 @@ fn tile<const STEPS: usize, const CHAIN: usize, const SIGNED: bool, const T: usi
             }
         }
         let (scale, min) = (scale.as_chunks().0, min.as_chunks().0);
-        let (scale, min) = ([load_floats(&scale[0]), load_floats(&scale[1])], [load_floats(&min[0]), load_floats(&min[1])]);
+        let (scale, min) =
+            ([load_floats(&scale[0]), load_floats(&scale[1])], [load_floats(&min[0]), load_floats(&min[1])]);
         for t in 0..T {
             // SAFETY: each token has a scale for 32 of the `n` columns and a sum for each group.
             let (scale_x, sum) = unsafe { (x[t].scale.get_unchecked(g * STEPS / 8), x[t].sum.get_unchecked(g)) };
