@@ -2,6 +2,7 @@
 
 use mmq::architectures::{self, ARCHITECTURES};
 use mmq::gguf::Gguf;
+use mmq::pipelines::Precision;
 use mmq::pipelines::verify::{Report, verify};
 use std::path::{Path, PathBuf};
 
@@ -34,7 +35,7 @@ fn every_architecture_has_a_fixture() {
 fn every_fixture_agrees() {
     let mut failures = Vec::new();
     for path in fixtures() {
-        let report = verify(&Gguf::open(&path).unwrap(), Some(2)).unwrap();
+        let report = verify(&Gguf::open(&path).unwrap(), Some(2), Precision::F32).unwrap();
         assert!(report.tolerance <= 0.1, "{}: tolerance {}", report.file, report.tolerance);
         if let Some(check) = report.first_failure() {
             failures.push(format!("{}: {check:?}", report.file));
@@ -63,7 +64,7 @@ fn negate(bytes: &mut [u8]) {
 }
 
 fn replay(data: &'static [u8]) -> Report {
-    verify(&Gguf::from_static("damaged", data).unwrap(), Some(1)).unwrap()
+    verify(&Gguf::from_static("damaged", data).unwrap(), Some(1), Precision::F32).unwrap()
 }
 
 #[test]
@@ -118,14 +119,16 @@ fn malformed_recordings_are_errors_that_name_them() {
         ("llava-linear", "ref.wide.in.tokens", -1, "more places than pictures"),
     ] {
         let gguf = Gguf::from_static("damaged.gguf", damaged(fixture, tensor, token(value))).unwrap();
-        let error = verify(&gguf, Some(1)).unwrap_err().to_string();
+        let error = verify(&gguf, Some(1), Precision::F32).unwrap_err().to_string();
         assert!(error.contains(words) && error.contains("damaged.gguf"), "{error}");
     }
     // Every key under another name of the same length: an ordinary model.
     let mut data = std::fs::read(folder().join("llama-mha.gguf")).unwrap();
     let at = data.windows(9).position(|w| w == b"ref.cases").unwrap();
     data[at] = b'x';
-    let error = verify(&Gguf::from_static("plain.gguf", data.leak()).unwrap(), Some(1)).unwrap_err().to_string();
+    let error = verify(&Gguf::from_static("plain.gguf", data.leak()).unwrap(), Some(1), Precision::F32)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("plain.gguf") && error.contains("ref.cases"), "{error}");
 }
 

@@ -216,7 +216,7 @@ fn command_lines_of_llama_cpp_run_unchanged() {
         "-ctk",
         "f16",
         "-ctv",
-        "f16",
+        "f32",
         "-sys",
         "Be brief.",
         "-st",
@@ -396,6 +396,39 @@ fn pictures_take_their_places() {
 }
 
 #[test]
+fn pictures_take_as_many_tokens_as_they_may() {
+    let picture = picture();
+    let counts = |args: &[&str]| {
+        let json = json(&[&["--image", &picture, "-p", "What?"], args].concat());
+        (json["n_image"].as_u64().unwrap(), json["n_image_all"].as_u64().unwrap(), json["text"].clone())
+    };
+    let all = counts(&[]);
+    assert_eq!((all.0, all.1), (16, 16));
+    // As many as there are, or more, change nothing.
+    assert_eq!(counts(&["--image-tokens", "16"]), all);
+    assert_eq!(counts(&["--image-tokens", "1000", "--image-tokens-by", "downsample"]), all);
+    assert_eq!(counts(&["--image-tokens", "7"]).0, 7);
+    assert_eq!(counts(&["--image-tokens", "7", "--image-tokens-by", "saliency"]), counts(&["--image-tokens", "7"]));
+    assert_eq!(counts(&["--image-tokens", "7", "--image-tokens-by", "downsample"]).0, 6);
+    // Each picture may take that many.
+    let both = format!("{picture},{picture}");
+    let two = counts(&["--image", &both, "--image-tokens", "5"]);
+    assert_eq!((two.0, two.1), (15, 48));
+
+    let shown = ran(run(&["--image", &picture, "-p", "What?", "--image-tokens", "5"])).stderr;
+    assert!(shown.contains("image tokens: 5 kept of 16"), "{shown}");
+    let shown = ran(run(&["--image", &picture, "-p", "What?"])).stderr;
+    assert!(!shown.contains("kept of"), "{shown}");
+    for wrong in ["0", "-1", "half", ""] {
+        let error = ran(run(&["--image", &picture, "-p", "What?", "--image-tokens", wrong])).error(2);
+        assert!(error.contains("--image-tokens"), "{error}");
+    }
+    let error = ran(run(&["-p", "What?", "--image-tokens", "5", "--image-tokens-by", "luck"])).error(2);
+    assert!(error.contains("luck") && error.contains("saliency"), "{error}");
+    ran(run(&["-p", "What?", "--image-tokens-by", "downsample"])).error(2);
+}
+
+#[test]
 fn the_mmproj_beside_a_model_is_found() {
     let picture = picture();
     let answer = |folder: &tempfile::TempDir, more: &[&str]| {
@@ -479,6 +512,7 @@ fn wrong_values_are_refused_with_the_flag_s_name() {
         ("--logit-bias", "--logit-bias", "5"),
         ("--logit-bias", "--logit-bias", "48+1"),
         ("-ctk", "--cache-type-k", "q9"),
+        ("-ctv", "--cache-type-v", "iq4_nl"),
         ("--image-fit", "--image-fit", "x"),
         ("--image-filter", "--image-filter", "x"),
         ("--background", "--background", "x"),

@@ -2,10 +2,12 @@
 
 use mmq::media::Image;
 use mmq::pipelines::{
-    Cancel, Engine, EngineOptions, Finish, Generation, KvType, Piece, Prompt, Session, SessionOptions,
+    Cancel, Engine, EngineOptions, Finish, Generation, ImageTokens, KvType, Piece, Prompt, Reduction, Session,
+    SessionOptions,
 };
 use mmq::text::SamplerParams;
 use mmq::{ErrorKind, Result};
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +24,8 @@ fn engine(name: &str, n_threads: usize) -> Arc<Engine> {
 fn options() -> SessionOptions {
     SessionOptions {
         n_ctx: 64,
-        kv_type: KvType::F32,
+        cache_type_k: KvType::F32,
+        cache_type_v: KvType::F32,
         sampler: SamplerParams { temp: 0.0, ..SamplerParams::default() },
         ..SessionOptions::default()
     }
@@ -48,18 +51,79 @@ const PROMPT: [u32; 9] = [1, 5, 40, 33, 7, 12, 25, 6, 31];
 #[test]
 fn prefill_of_n_tokens_equals_n_decodes() {
     for name in ["llama-gqa.gguf", "llama-q8_0.gguf", "llama-k-quants.gguf", "llama-rope-yarn.gguf"] {
-        for kv_type in [KvType::F32, KvType::F16] {
-            let at_once = logits_after(&engine(name, 1), &SessionOptions { kv_type, ..options() }, &tokens(&PROMPT));
+        let loaded = engine(name, 1);
+        for kinds in CACHE_TYPES {
+            let Some(stored) = stored(&loaded, kinds) else { continue };
+            let at_once = logits_after(&loaded, &stored, &tokens(&PROMPT));
             assert!(at_once.iter().all(|x| x.is_finite()) && at_once.iter().any(|x| *x != 0.0));
             for (n_threads, n_ubatch) in [(1, 1), (2, 4), (3, 512)] {
-                let options = SessionOptions { kv_type, n_ubatch, ..options() };
+                let options = SessionOptions { n_ubatch, ..stored.clone() };
                 assert_eq!(
                     logits_after(&engine(name, n_threads), &options, &tokens(&PROMPT)),
                     at_once,
-                    "{name}, {kv_type:?}, {n_threads} threads, batches of {n_ubatch}"
+                    "{name}, {kinds:?}, {n_threads} threads, batches of {n_ubatch}"
                 );
             }
         }
+    }
+}
+
+/// Types of keys and values.
+const CACHE_TYPES: [[KvType; 2]; 6] = {
+    use KvType::{F16, F32, Q4_0, Q8_0};
+    [[F32, F32], [F16, F16], [Q8_0, Q8_0], [Q4_0, Q4_0], [Q8_0, F16], [F16, Q4_0]]
+};
+
+/// Options with a cache of these types, if the model's heads fit their blocks.
+fn stored(engine: &Arc<Engine>, [k, v]: [KvType; 2]) -> Option<SessionOptions> {
+    let options = SessionOptions { cache_type_k: k, cache_type_v: v, ..options() };
+    match Session::new(engine, &options, &Cancel::default()) {
+        Ok(_) => Some(options),
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+            None
+        }
+    }
+}
+
+#[test]
+fn quantized_caches_stay_close_and_behave_alike() {
+    let mut n_models = 0;
+    for name in ["llama-gqa.gguf", "llama-q8_0.gguf", "llama-k-quants.gguf", "llama-rope-yarn.gguf"] {
+        let engine = engine(name, 2);
+        let exact = logits_after(&engine, &options(), &tokens(&PROMPT));
+        let norm = |x: &[f32]| x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        for (kinds, bound) in CACHE_TYPES.into_iter().zip([0.0, 1e-3, 0.02, 0.2, 0.02, 0.2]) {
+            let Some(options) = stored(&engine, kinds) else { continue };
+            n_models += usize::from(kinds == [KvType::Q4_0; 2]);
+            let got = logits_after(&engine, &options, &tokens(&PROMPT));
+            let distance = got.iter().zip(&exact).map(|(a, b)| a - b).collect::<Vec<_>>();
+            let error = norm(&distance) / norm(&exact);
+            assert!(error <= bound, "{name}, {kinds:?}: the logits are {error} off");
+
+            // Back to a common beginning and on again, as if nothing had been.
+            let mut session = session(&engine, &options);
+            session.sync(&tokens(&[1, 5, 40, 33, 9, 9, 9, 9, 9, 9, 9, 9]), None).unwrap();
+            assert_eq!(session.sync(&tokens(&PROMPT), None).unwrap(), 5);
+            assert_eq!(session.logits(), got, "{name}, {kinds:?}");
+            while session.n_past() < 40 {
+                session.next_token().unwrap();
+            }
+            assert_eq!(session.sync(&tokens(&PROMPT), None).unwrap(), 1);
+            assert_eq!(session.logits(), got, "{name}, {kinds:?}: after an answer");
+        }
+    }
+    assert!(n_models > 0, "no model has heads of whole blocks");
+}
+
+#[test]
+fn heads_that_are_no_whole_blocks_are_refused() {
+    let engine = engine("llama-gqa.gguf", 1);
+    for (k, v, flag) in [(KvType::Q8_0, KvType::F16, "-ctk q8_0"), (KvType::F16, KvType::Q4_0, "-ctv q4_0")] {
+        let options = SessionOptions { cache_type_k: k, cache_type_v: v, ..options() };
+        let error = Session::new(&engine, &options, &Cancel::default()).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains(flag) && error.to_string().contains("blocks of 32"), "{error}");
     }
 }
 
@@ -151,6 +215,59 @@ fn pictures_fill_their_places() -> Result<()> {
     assert!(n <= 2, "{n} tokens ran again");
     let n = session.sync(&engine.prompt("<__media__>c", &[second])?, None)?;
     assert!(n > first.n_tokens(), "{n} tokens ran for another picture");
+    Ok(())
+}
+
+fn with_image_tokens(name: &str, n_threads: usize, image_tokens: Option<(usize, Reduction)>) -> Arc<Engine> {
+    let image_tokens = image_tokens.map(|(n, by)| ImageTokens { n: NonZeroUsize::new(n).unwrap(), by });
+    let options = EngineOptions { n_threads: Some(n_threads), image_tokens, ..EngineOptions::default() };
+    Arc::new(Engine::load(&fixture(name), None, &options).unwrap_or_else(|e| panic!("{e}")))
+}
+
+#[test]
+fn image_tokens_are_as_many_as_asked_for() -> Result<()> {
+    // With and without newlines, with one and several feature layers.
+    for name in ["llava-mlp.gguf", "llava-next.gguf", "llava-feature-layer.gguf", "llava-feature-layers.gguf"] {
+        let logits = |n_threads: usize, image_tokens| -> Result<(usize, usize, Vec<f32>)> {
+            let engine = with_image_tokens(name, n_threads, image_tokens);
+            let image = engine.encode_image(&picture(0), None, None)?;
+            let prompt = engine.prompt("a<__media__>b", std::slice::from_ref(&image))?;
+            let logits = logits_after(&engine, &SessionOptions { n_ctx: 256, ..options() }, &prompt);
+            assert!(logits.iter().all(|x| x.is_finite()));
+            Ok((image.n_tokens(), image.n_tokens_all(), logits))
+        };
+        let all = logits(1, None)?;
+        assert_eq!(all.0, all.1);
+        for by in [Reduction::Saliency, Reduction::Coverage, Reduction::Downsample] {
+            for n in [all.0, all.0 + 1, usize::MAX] {
+                assert!(logits(2, Some((n, by)))? == all, "{name}: {n} of {} by {by:?}", all.0);
+            }
+            for n in [1, 2, all.0 / 4, all.0 / 2, all.0 - 1] {
+                let fewer = logits(1, Some((n, by)))?;
+                assert_eq!(fewer.1, all.0, "{name}");
+                match by {
+                    Reduction::Downsample => assert!((1..=n).contains(&fewer.0), "{name}: {} of {n}", fewer.0),
+                    _ => assert_eq!(fewer.0, n, "{name}"),
+                }
+                assert_ne!(fewer.2, all.2, "{name}: {n} by {by:?}");
+                assert!(logits(3, Some((n, by)))? == fewer, "{name}: {n} by {by:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn sessions_tell_pictures_of_other_lengths_apart() -> Result<()> {
+    let of = |n| {
+        let engine = with_image_tokens("llava-mlp.gguf", 1, Some((n, Reduction::Saliency)));
+        engine.encode_image(&picture(0), None, None)
+    };
+    let (five, six, engine) = (of(5)?, of(6)?, engine("llava-mlp.gguf", 1));
+    let mut session = session(&engine, &options());
+    session.sync(&engine.prompt("a<__media__>", &[six])?, None)?;
+    let n = session.sync(&engine.prompt("a<__media__>", &[five])?, None)?;
+    assert_eq!(n, 5, "the rows of another choice were taken for these");
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use mmq::architectures;
 use mmq::gguf::{Array, Gguf, Value, Writer};
 use mmq::media::Image;
 use mmq::pipelines::{Cancel, Engine, EngineOptions, Generation, Session, SessionOptions};
+use mmq::tensor::Loader;
 use mmq::text::Tokenizer;
 use mmq::{Dtype, Result};
 use proptest::prelude::*;
@@ -176,7 +177,7 @@ fn run(data: Vec<u8>) -> Result<()> {
             tokenizer.decode(&tokenizer.encode(text, true, true), true);
         }
     }
-    if let Ok(vision) = architectures::load_vision(&gguf) {
+    if let Ok(vision) = architectures::load_vision(Loader::stored(&gguf)) {
         vision.describe();
     }
     architectures::check(&gguf)?;

@@ -1,7 +1,8 @@
-//! What activations, norms, attention and an empty region cost. `cargo bench -p mmq-kernels --bench math`.
+//! What activations, norms, attention and an empty region cost. `cargo bench -p mmq-kernels --bench math`; with
+//! `-- NAME` at the end, attention of the shapes whose name contains it.
 
 use mmq_kernels::table::levels;
-use mmq_kernels::{Attention, Kernels, Kv, Team, attention_with};
+use mmq_kernels::{Attention, Kernels, Kv, KvTiles, KvType, Side, Team, attention_with};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -51,20 +52,32 @@ fn elements(table: &Kernels) {
     report("rope", &mut |x| (table.rope)(x, &w[..n / 2], &w[n / 2..]));
 }
 
-fn attentions(table: &Kernels, team: &Team) {
-    // (name, query heads, key heads, head_dim, queries, keys, causal, F16)
+fn attentions(table: &Kernels, team: &Team, only: &str) {
+    use KvType::{F16, Q4_0, Q8_0};
+    // (name, query heads, key heads, head_dim, queries, keys, type of keys and values if causal)
     let shapes = [
         // One head of the next shape: short enough to be timed on a busy machine.
-        ("ViT-L/14-336, one head", 1, 1, 64, 577, 577, false, false),
-        ("ViT-L/14-336", 16, 16, 64, 577, 577, false, false),
-        ("prefill 7B, 512", 32, 32, 128, 512, 512, true, true),
-        ("prefill 135M, 512", 9, 3, 64, 512, 512, true, true),
-        ("decode 7B, 4k", 32, 32, 128, 1, 4096, true, true),
-        ("decode 8B GQA, 4k", 32, 8, 128, 1, 4096, true, true),
-        ("decode 135M, 4k", 9, 3, 64, 1, 4096, true, true),
-        ("decode 135M, 300", 9, 3, 64, 1, 300, true, true),
+        ("ViT-L/14-336, one head", 1, 1, 64, 577, 577, None),
+        ("ViT-L/14-336", 16, 16, 64, 577, 577, None),
+        ("prefill 7B, 512", 32, 32, 128, 512, 512, Some(F16)),
+        ("prefill 135M, 512", 9, 3, 64, 512, 512, Some(F16)),
+        ("prefill 135M, 512", 9, 3, 64, 512, 512, Some(Q8_0)),
+        ("prefill 135M, 512 at 1536", 9, 3, 64, 512, 2048, Some(F16)),
+        ("prefill 135M, 512 at 7680", 9, 3, 64, 512, 8192, Some(F16)),
+        ("decode 7B, 4k", 32, 32, 128, 1, 4096, Some(F16)),
+        ("decode 7B, 4k", 32, 32, 128, 1, 4096, Some(Q8_0)),
+        ("decode 7B, 4k", 32, 32, 128, 1, 4096, Some(Q4_0)),
+        ("decode 8B GQA, 4k", 32, 8, 128, 1, 4096, Some(F16)),
+        ("decode 8B GQA, 4k", 32, 8, 128, 1, 4096, Some(Q8_0)),
+        ("decode 135M, 8k", 9, 3, 64, 1, 8192, Some(F16)),
+        ("decode 135M, 4k", 9, 3, 64, 1, 4096, Some(F16)),
+        ("decode 135M, 4k", 9, 3, 64, 1, 4096, Some(Q4_0)),
+        ("decode 135M, 300", 9, 3, 64, 1, 300, Some(F16)),
+        ("decode 135M, 100", 9, 3, 64, 1, 100, Some(F16)),
     ];
-    for (name, n_head, n_head_kv, head_dim, n_tokens, n_kv, causal, half) in shapes {
+    for (name, n_head, n_head_kv, head_dim, n_tokens, n_kv, kind) in
+        shapes.iter().copied().filter(|s| s.0.contains(only))
+    {
         let (q, k, v) = (
             noise(n_tokens * n_head * head_dim),
             noise(n_kv * n_head_kv * head_dim),
@@ -72,42 +85,53 @@ fn attentions(table: &Kernels, team: &Team) {
         );
         // As many layers as push the keys out of the caches, as in a real decoding step.
         let n_layers = if n_tokens == 1 { 8 } else { 1 };
-        let mut bits = vec![[vec![0; k.len()], vec![0; v.len()]]; n_layers];
-        for [k_bits, v_bits] in &mut bits {
-            (table.to_f16)(&k, k_bits);
-            (table.to_f16)(&v, v_bits);
-        }
-        let a = Attention { n_head, n_head_kv, head_dim, scale: 0.125, causal: causal.then_some(n_kv - n_tokens) };
+        let stored = |side, x: &[f32]| {
+            let mut tiles = KvTiles::new(kind.unwrap_or(F16), side, n_head_kv, head_dim);
+            tiles.push(table, x, n_kv);
+            tiles
+        };
+        let stored: Vec<_> = (0..n_layers).map(|_| [stored(Side::Keys, &k), stored(Side::Values, &v)]).collect();
+        let causal = kind.map(|_| n_kv - n_tokens);
+        let a = Attention { n_head, n_head_kv, head_dim, scale: 0.125, causal };
         let mut out = vec![0.0; q.len()];
         let seconds = best(|| {
-            for [k_bits, v_bits] in &bits {
-                let (k, v) = if half { (Kv::F16(k_bits), Kv::F16(v_bits)) } else { (Kv::F32(&k), Kv::F32(&v)) };
+            for [k_tiles, v_tiles] in &stored {
+                let (k, v) = match kind {
+                    Some(_) => (k_tiles.view(), v_tiles.view()),
+                    None => (Kv::F32(&k), Kv::F32(&v)),
+                };
                 attention_with(table, team, a, &q, k, v, n_kv, black_box(&mut out));
             }
         }) / n_layers as f64;
-        let pairs = if causal { (n_kv - n_tokens) * n_tokens + n_tokens * (n_tokens + 1) / 2 } else { n_kv * n_tokens };
+        let pairs = match causal {
+            Some(n_past) => n_past * n_tokens + n_tokens * (n_tokens + 1) / 2,
+            None => n_kv * n_tokens,
+        };
         let operations = 4.0 * (pairs * n_head * head_dim) as f64;
-        let bytes = (2 * k.len() * if half { 2 } else { 4 }) as f64;
+        let kind = kind.unwrap_or(KvType::F32);
+        let bytes = 2 * k.len() / kind.block() * kind.dtype().block().1;
         println!(
-            "{:?}\t{} threads\t{name}\t{:.3} ms\t{:.1} GFLOP/s\t{:.1} GB/s of keys and values",
+            "{:?}\t{} threads\t{name}, {}\t{:.3} ms\t{:.1} GFLOP/s\t{:.1} GB/s of keys and values",
             table.level,
             team.n_threads(),
+            kind.name(),
             seconds * 1e3,
             operations / seconds * 1e-9,
-            bytes / seconds * 1e-9
+            bytes as f64 / seconds * 1e-9
         );
     }
 }
 
 fn main() {
     let tables = levels();
-    for table in &tables {
+    let only = std::env::args().nth(1).filter(|arg| arg != "--bench");
+    for table in tables.iter().filter(|_| only.is_none()) {
         elements(table);
     }
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     for n_threads in if threads > 1 { vec![1, threads] } else { vec![1] } {
         let team = Team::new(n_threads);
-        attentions(tables.last().expect("there is a scalar table"), &team);
+        attentions(tables.last().expect("there is a scalar table"), &team, only.as_deref().unwrap_or(""));
         let seconds = best(|| (0..10).for_each(|_| team.run(n_threads, &|_| ())));
         println!("{n_threads} threads\tempty region\t{:.0} ns", seconds * 1e8);
     }

@@ -1,32 +1,25 @@
 //! Attention of a batch of queries over stored keys and values, without an n² buffer.
 //!
-//! Keys are taken in tiles of [`KEY_TILE`]: a tile is expanded to floats once for a block of query rows, and each row
-//! keeps a running maximum, sum of exponentials and weighted sum of values (online softmax; Milakov and Gimelshein
-//! 2018, Dao et al. 2022). Tiles form chunks of [`KEY_CHUNK`] keys with a state of their own, merged in order of the
-//! keys, so that one query can be shared by several threads. Tiles and chunks begin at fixed positions: a result depends
-//! on nothing but the query and its keys and values.
+//! Keys are taken in tiles of [`KEY_TILE`], and each query row keeps a running maximum, sum of exponentials and weighted
+//! sum of values (online softmax; Milakov and Gimelshein 2018, Dao et al. 2022). Many rows share one expansion of a tile
+//! to floats; few rows read it as it is stored, to the same bits. Tiles form chunks of [`KEY_CHUNK`] keys with a state of
+//! their own, merged in order of the keys, so that one query can be shared by several threads. Tiles and chunks begin at
+//! fixed positions: a result depends on nothing but the query and its keys and values.
 
+use crate::kv::{KvType, Side, float_bytes};
 use crate::team::Disjoint;
 use crate::{Kernels, Team, kernels};
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Keys or values, `[n_kv, n_head_kv, head_dim]`.
+/// Keys or values of all tokens.
 #[derive(Clone, Copy)]
 pub enum Kv<'a> {
-    /// Floats.
+    /// Floats, `[n_kv, n_head_kv, head_dim]`.
     F32(&'a [f32]),
-    /// F16 bits.
-    F16(&'a [u16]),
-}
-
-impl Kv<'_> {
-    fn len(self) -> usize {
-        match self {
-            Kv::F32(x) => x.len(),
-            Kv::F16(x) => x.len(),
-        }
-    }
+    /// Tiles, as [`crate::kv`] lays them out. The last one may have room for more tokens.
+    Tiles(KvType, &'a [u8]),
 }
 
 /// The shape of one attention.
@@ -47,37 +40,38 @@ pub struct Attention {
 /// Keys in a tile.
 pub const KEY_TILE: usize = 32;
 /// Keys in a chunk.
-pub const KEY_CHUNK: usize = 16 * KEY_TILE;
-/// Rows of tiles and queries are padded with zeros to a multiple of this many floats.
+pub const KEY_CHUNK: usize = 8 * KEY_TILE;
+/// Rows of values and results are padded with zeros to a multiple of this many floats.
 pub const ROW_STEP: usize = 8;
-/// Query rows that share one expansion of a tile: enough to make it cheap, few enough to stay in a level-2 cache.
-const ROW_BLOCK: usize = 64;
-/// Fewer rows than this are not worth a block of their own.
-const MIN_ROW_BLOCK: usize = 12;
+/// Query rows that share one expansion of a tile: enough to make it cheap, few enough that they and what they gather stay
+/// in a level-2 cache.
+const ROW_BLOCK: usize = 144;
+/// Blocks are not cut smaller than this to give each thread something to do.
+const MIN_ROW_BLOCK: usize = 24;
 /// With fewer rows to a key head than this, chunks are shared out instead of rows.
 const FEW_ROWS: usize = 2 * MIN_ROW_BLOCK;
-/// Floats of the key tiles of heads that are expanded together: with as many for values, they stay in a level-2 cache.
-const GROUP_FLOATS: usize = 32 * 1024;
+/// As many rows as make it worth to expand a tile.
+const EXPAND_ROWS: usize = 7;
 
-/// Keys and values of one head, `[KEY_TILE, width]` each. Rows that no query sees may hold anything.
+/// Keys and values of one head in one tile, as [`crate::kv`] lays them out. Keys that no query sees may hold anything.
 pub struct Tile<'a> {
     /// Keys.
-    pub k: &'a [f32],
+    pub k: (KvType, &'a [u8]),
     /// Values.
-    pub v: &'a [f32],
-    /// Floats of a row, a multiple of [`ROW_STEP`].
-    pub width: usize,
+    pub v: (KvType, &'a [u8]),
+    /// Elements of a head.
+    pub head_dim: usize,
 }
 
-/// Query rows and what they have gathered so far, `[n_rows, width]` and `[n_rows]`.
+/// Query rows and what they have gathered so far; `width` is `head_dim` rounded up to [`ROW_STEP`].
 pub struct Rows<'a> {
-    /// Scaled queries.
+    /// Queries times scale and `log2 e`, `[n_rows, head_dim]`: weights are powers of two.
     pub q: &'a [f32],
-    /// `Σ exp(score - max) · v`.
+    /// `Σ 2^(score - max) · v`, `[n_rows, width]`.
     pub acc: &'a mut [f32],
-    /// Largest score; `-inf` before the first key.
+    /// Largest score, `[n_rows]`; `-inf` before the first key.
     pub max: &'a mut [f32],
-    /// `Σ exp(score - max)`.
+    /// `Σ 2^(score - max)`, `[n_rows]`.
     pub sum: &'a mut [f32],
     /// How many keys of the tile each row sees, at most [`KEY_TILE`].
     pub n_keys: &'a [usize],
@@ -86,10 +80,13 @@ pub struct Rows<'a> {
 impl Rows<'_> {
     /// Asserts that all lengths agree, and returns the width.
     pub(crate) fn check(&self, tile: &Tile<'_>) -> usize {
-        let (n, width) = (self.max.len(), tile.width);
-        assert_eq!((self.q.len(), self.acc.len()), (n * width, n * width));
+        let (n, dim) = (self.max.len(), tile.head_dim);
+        let width = dim.next_multiple_of(ROW_STEP);
+        assert_eq!((self.q.len(), self.acc.len()), (n * dim, n * width));
         assert_eq!((self.sum.len(), self.n_keys.len()), (n, n));
-        assert_eq!((tile.k.len(), tile.v.len(), width % ROW_STEP), (KEY_TILE * width, KEY_TILE * width, 0));
+        for (kind, bytes) in [tile.k, tile.v] {
+            assert!(bytes.len() == kind.tile_bytes(dim) && dim.is_multiple_of(kind.block()), "{kind:?} of {dim}");
+        }
         assert!(self.n_keys.iter().all(|&n| n <= KEY_TILE));
         width
     }
@@ -122,8 +119,17 @@ pub fn attention_with(
     let width = a.n_head.checked_mul(a.head_dim).expect("a row fits in memory");
     let n_tokens = q.len() / width;
     assert_eq!((q.len(), out.len()), (n_tokens * width, q.len()), "{a:?}");
-    let n_stored = n_kv.checked_mul(a.n_head_kv * a.head_dim);
-    assert_eq!((Some(k.len()), v.len()), (n_stored, k.len()), "{a:?}, {n_kv} keys");
+    for kv in [k, v] {
+        let fits = match kv {
+            Kv::F32(x) => Some(x.len()) == n_kv.checked_mul(a.n_head_kv * a.head_dim),
+            Kv::Tiles(kind, bytes) => {
+                let n_tiles = n_kv.div_ceil(KEY_TILE);
+                let wanted = n_tiles.checked_mul(a.n_head_kv * kind.tile_bytes(a.head_dim));
+                a.head_dim.is_multiple_of(kind.block()) && wanted.is_some_and(|n| n <= bytes.len())
+            }
+        };
+        assert!(fits, "{a:?}, {n_kv} keys");
+    }
     if n_tokens == 0 {
         return;
     }
@@ -135,23 +141,34 @@ pub fn attention_with(
     if job.n_rows < FEW_ROWS { job.run_by_chunk(team, &out) } else { job.run_by_block(team, &out) }
 }
 
-/// What a row has gathered: see [`Rows`].
-#[derive(Default)]
-struct State {
-    acc: Vec<f32>,
-    max: Vec<f32>,
-    sum: Vec<f32>,
+/// What rows have gathered: see [`Rows`].
+struct State<'a> {
+    acc: &'a mut [f32],
+    max: &'a mut [f32],
+    sum: &'a mut [f32],
 }
 
-impl State {
-    fn reset(&mut self, n_rows: usize, width: usize) {
-        refill(&mut self.acc, n_rows * width, 0.0);
-        refill(&mut self.max, n_rows, f32::NEG_INFINITY);
-        refill(&mut self.sum, n_rows, 0.0);
+impl State<'_> {
+    /// Floats that the state of `n_rows` rows takes.
+    fn floats(n_rows: usize, width: usize) -> usize {
+        n_rows * (width + 2)
+    }
+
+    /// Takes [`State::floats`] floats for `n_rows` rows.
+    fn over(floats: &mut [f32], n_rows: usize) -> State<'_> {
+        let (acc, rest) = floats.split_at_mut(floats.len() - 2 * n_rows);
+        let (max, sum) = rest.split_at_mut(n_rows);
+        State { acc, max, sum }
+    }
+
+    fn reset(&mut self) {
+        self.acc.fill(0.0);
+        self.max.fill(f32::NEG_INFINITY);
+        self.sum.fill(0.0);
     }
 
     /// Takes in the state of the same rows over later keys.
-    fn merge(&mut self, later: &State) {
+    fn merge(&mut self, later: &State<'_>) {
         let width = self.acc.len() / self.max.len();
         for r in 0..self.max.len() {
             let (acc, later_acc) = (&mut self.acc[r * width..][..width], &later.acc[r * width..][..width]);
@@ -164,7 +181,7 @@ impl State {
                 continue;
             }
             let max = self.max[r].max(later.max[r]);
-            let (before, after) = ((self.max[r] - max).exp(), (later.max[r] - max).exp());
+            let (before, after) = ((self.max[r] - max).exp2(), (later.max[r] - max).exp2());
             (self.max[r], self.sum[r]) = (max, self.sum[r] * before + later.sum[r] * after);
             for (x, y) in acc.iter_mut().zip(later_acc) {
                 *x = *x * before + y * after;
@@ -173,29 +190,42 @@ impl State {
     }
 }
 
-fn refill<T: Copy>(buffer: &mut Vec<T>, n: usize, value: T) {
-    buffer.clear();
-    buffer.resize(n, value);
-}
-
-/// Queries and one tile, expanded.
+/// Queries, one tile expanded, and states.
 #[derive(Default)]
-struct Buffers {
+struct Scratch {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
     n_keys: Vec<usize>,
-}
-
-#[derive(Default)]
-struct Scratch {
-    buffers: Buffers,
-    partial: State,
-    total: State,
+    states: Vec<f32>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
+    /// The states of all chunks of a call that shares them out.
+    static CHUNKS: RefCell<Vec<f32>> = RefCell::default();
+}
+
+/// `n` floats of a buffer, from a cache line's beginning on.
+fn aligned(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
+    const LINE: usize = 16;
+    buffer.resize(buffer.len().max(n + LINE), 0.0);
+    let start = buffer.as_ptr().align_offset(size_of::<[f32; LINE]>()).min(LINE);
+    &mut buffer[start..start + n]
+}
+
+/// Runs `f(part)` for each part on all threads, in order, each thread taking the next that is left.
+fn in_turn(team: &Team, n_parts: usize, f: impl Fn(usize) + Sync) {
+    let next = AtomicUsize::new(0);
+    team.run(team.n_threads().min(n_parts), &|_| {
+        loop {
+            let part = next.fetch_add(1, Ordering::Relaxed);
+            if part >= n_parts {
+                break;
+            }
+            f(part);
+        }
+    });
 }
 
 /// One call. The rows of a key head are the queries of all heads that share it: row `r` is token `r / n_group`, query
@@ -231,119 +261,158 @@ impl Job<'_> {
         self.a.causal.map_or(self.n_kv, |n_past| n_past + r / self.n_group() + 1)
     }
 
-    fn n_chunks(&self) -> usize {
-        self.n_kv.div_ceil(KEY_CHUNK)
-    }
-
     /// Many rows: key heads and blocks of rows are shared out, and each block goes through all keys.
     fn run_by_block(&self, team: &Team, out: &Disjoint<'_, f32>) {
-        // Blocks are cut smaller only to give each thread something to do.
-        let wanted = (2 * team.n_threads()).div_ceil(self.a.n_head_kv).min(self.n_rows / MIN_ROW_BLOCK);
+        let n_heads = self.a.n_head_kv;
+        let wanted = (4 * team.n_threads()).div_ceil(n_heads).min(self.n_rows / MIN_ROW_BLOCK);
         let n_blocks = self.n_rows.div_ceil(ROW_BLOCK).max(wanted);
-        team.run(self.a.n_head_kv * n_blocks, &|part| {
-            let (head, b) = (part / n_blocks, part % n_blocks);
-            let (heads, rows) = (head..head + 1, self.n_rows * b / n_blocks..self.n_rows * (b + 1) / n_blocks);
-            SCRATCH.with_borrow_mut(|Scratch { buffers, partial, total }| {
-                total.reset(rows.len(), self.width());
-                for c in 0..self.n_chunks() {
-                    self.chunk(heads.clone(), rows.clone(), c, buffers, partial);
-                    total.merge(partial);
-                }
-                self.write(heads, rows, total, out);
-            });
-        });
-    }
-
-    /// Few rows, as when one token is decoded: groups of key heads and chunks of keys are shared out. Neighbouring heads
-    /// go together because their keys lie together.
-    fn run_by_chunk(&self, team: &Team, out: &Disjoint<'_, f32>) {
-        let (n_heads, n_chunks) = (self.a.n_head_kv, self.n_chunks().max(1));
-        let most = (GROUP_FLOATS / (KEY_TILE * self.width())).max(1);
-        let n_groups = n_heads.div_ceil(most).max((2 * team.n_threads()).div_ceil(n_chunks)).min(n_heads);
-        let heads = |g: usize| n_heads * g / n_groups..n_heads * (g + 1) / n_groups;
-        let mut states: Vec<State> = Vec::new();
-        states.resize_with(n_groups * n_chunks, State::default);
-        team.rows(&mut states, 1, &|part, state| {
+        in_turn(team, n_heads * n_blocks, |part| {
+            // The last blocks, which see the most keys, come first.
+            let (head, b) = (part % n_heads, n_blocks - 1 - part / n_heads);
+            let rows = self.n_rows * b / n_blocks..self.n_rows * (b + 1) / n_blocks;
+            let size = State::floats(rows.len(), self.width());
             SCRATCH.with_borrow_mut(|scratch| {
-                self.chunk(
-                    heads(part / n_chunks),
-                    0..self.n_rows,
-                    part % n_chunks,
-                    &mut scratch.buffers,
-                    &mut state[0],
-                );
+                let mut states = std::mem::take(&mut scratch.states);
+                states.resize((2 * size).max(states.len()), 0.0);
+                let (total, partial) = states[..2 * size].split_at_mut(size);
+                let (mut total, mut partial) = (State::over(total, rows.len()), State::over(partial, rows.len()));
+                self.queries(head, rows.clone(), &mut scratch.q);
+                self.chunk(head, rows.clone(), 0, scratch, &mut total);
+                for c in 1..self.seen(rows.end - 1).div_ceil(KEY_CHUNK) {
+                    self.chunk(head, rows.clone(), c, scratch, &mut partial);
+                    total.merge(&partial);
+                }
+                self.write(head, rows, &total, out);
+                scratch.states = states;
             });
         });
-        team.rows(&mut states, n_chunks, &|group, states| {
-            let (total, later) = states.split_at_mut(1);
-            later.iter().for_each(|state| total[0].merge(state));
-            self.write(heads(group), 0..self.n_rows, &total[0], out);
+    }
+
+    /// Few rows, as when one token is decoded: chunks of keys are shared out too. Whoever finishes the last chunk of a
+    /// head merges them all.
+    fn run_by_chunk(&self, team: &Team, out: &Disjoint<'_, f32>) {
+        let (n_heads, n_chunks) = (self.a.n_head_kv, self.n_kv.div_ceil(KEY_CHUNK).max(1));
+        let size = State::floats(self.n_rows, self.width());
+        CHUNKS.with_borrow_mut(|states| {
+            states.resize((n_heads * n_chunks * size).max(states.len()), 0.0);
+            let states = Disjoint::new(states);
+            let left: Vec<AtomicUsize> = (0..n_heads).map(|_| AtomicUsize::new(n_chunks)).collect();
+            in_turn(team, n_heads * n_chunks, |part| {
+                let (head, c) = (part % n_heads, part / n_heads);
+                let at = |c: usize| (head * n_chunks + c) * size..(head * n_chunks + c + 1) * size;
+                {
+                    // SAFETY: this chunk's state belongs to this part until the count below says that it is finished.
+                    let mut state = State::over(unsafe { states.get(at(c)) }, self.n_rows);
+                    SCRATCH.with_borrow_mut(|scratch| {
+                        self.queries(head, 0..self.n_rows, &mut scratch.q);
+                        self.chunk(head, 0..self.n_rows, c, scratch, &mut state);
+                    });
+                }
+                if left[head].fetch_sub(1, Ordering::AcqRel) > 1 {
+                    return;
+                }
+                // SAFETY: all chunks of this head are finished, and this part alone has seen the count reach zero.
+                let mut total = State::over(unsafe { states.get(at(0)) }, self.n_rows);
+                for c in 1..n_chunks {
+                    // SAFETY: as above; chunks do not overlap.
+                    total.merge(&State::over(unsafe { states.get(at(c)) }, self.n_rows));
+                }
+                self.write(head, 0..self.n_rows, &total, out);
+            });
         });
     }
 
-    /// The state of `rows` of each of `heads`, `[n_heads, n_rows]`, over the keys of chunk `c` alone.
-    fn chunk(&self, heads: Range<usize>, rows: Range<usize>, c: usize, buffers: &mut Buffers, state: &mut State) {
-        let (n, width) = (rows.len(), self.width());
-        state.reset(heads.len() * n, width);
-        let keys = c * KEY_CHUNK..((c + 1) * KEY_CHUNK).min(self.seen(rows.end - 1));
-        if keys.is_empty() {
-            return;
+    /// The queries of `rows` as [`Rows`] has them.
+    fn queries(&self, head: usize, rows: Range<usize>, q: &mut Vec<f32>) {
+        let factor = self.a.scale * std::f32::consts::LOG2_E;
+        q.clear();
+        for r in rows {
+            q.extend(self.q[self.head(head, r)].iter().map(|x| x * factor));
         }
-        let Buffers { q, k, v, n_keys } = buffers;
-        refill(q, heads.len() * n * width, 0.0);
-        let all_rows = heads.clone().flat_map(|head| rows.clone().map(move |r| (head, r)));
-        for (row, (head, r)) in q.chunks_mut(width).zip(all_rows) {
-            for (y, x) in row.iter_mut().zip(&self.q[self.head(head, r)]) {
-                *y = x * self.a.scale;
-            }
-        }
-        for tiles in [&mut *k, &mut *v] {
-            tiles.resize(heads.len() * KEY_TILE * width, 0.0);
-            if width != self.a.head_dim {
-                tiles.fill(0.0);
-            }
-        }
-        for start in keys.clone().step_by(KEY_TILE) {
-            let tile = start..(start + KEY_TILE).min(keys.end);
-            self.expand(self.k, heads.clone(), tile.clone(), k);
-            self.expand(self.v, heads.clone(), tile, v);
+    }
+
+    /// The state of `rows` over the keys of chunk `c` alone; their queries are in `scratch.q`.
+    fn chunk(&self, head: usize, rows: Range<usize>, c: usize, scratch: &mut Scratch, state: &mut State<'_>) {
+        state.reset();
+        let (dim, width) = (self.a.head_dim, self.width());
+        let Scratch { q, k, v, n_keys, .. } = scratch;
+        let expand = rows.len() >= EXPAND_ROWS;
+        let end = ((c + 1) * KEY_CHUNK).min(self.seen(rows.end - 1));
+        for start in (c * KEY_CHUNK..end).step_by(KEY_TILE) {
             n_keys.clear();
-            n_keys.extend(rows.clone().map(|r| self.seen(r).saturating_sub(start).min(KEY_TILE)));
-            for h in 0..heads.len() {
-                let (rows, row_floats) = (h * n..(h + 1) * n, h * n * width..(h + 1) * n * width);
-                let tile_floats = h * KEY_TILE * width..(h + 1) * KEY_TILE * width;
-                (self.table.attend)(
-                    &mut Rows {
-                        q: &q[row_floats.clone()],
-                        acc: &mut state.acc[row_floats],
-                        max: &mut state.max[rows.clone()],
-                        sum: &mut state.sum[rows],
-                        n_keys,
-                    },
-                    &Tile { k: &k[tile_floats.clone()], v: &v[tile_floats], width },
-                );
-            }
-        }
-    }
-
-    /// Writes rows `keys` of `heads` as floats to `tiles`, `[n_heads, KEY_TILE, width]`.
-    fn expand(&self, from: Kv<'_>, heads: Range<usize>, keys: Range<usize>, tiles: &mut [f32]) {
-        let (n, width) = (self.a.head_dim, self.width());
-        for (j, key) in keys.enumerate() {
-            for (h, head) in heads.clone().enumerate() {
-                let at = (key * self.a.n_head_kv + head) * n;
-                let row = &mut tiles[(h * KEY_TILE + j) * width..][..n];
-                match from {
-                    Kv::F32(x) => row.copy_from_slice(&x[at..at + n]),
-                    Kv::F16(x) => (self.table.from_f16)(&x[at..at + n], row),
+            // Rows see more keys the later they are: the first ones may see none of the tile.
+            let first = match self.a.causal {
+                Some(n_past) if n_past + rows.start / self.n_group() + 1 < start + KEY_TILE => {
+                    let first = (start.saturating_sub(n_past) * self.n_group()).max(rows.start);
+                    n_keys.extend((first..rows.end).map(|r| (self.seen(r) - start).min(KEY_TILE)));
+                    first - rows.start
                 }
+                _ => {
+                    n_keys.resize(rows.len(), (end - start).min(KEY_TILE));
+                    0
+                }
+            };
+            let tile = Tile {
+                k: self.tile(Side::Keys, head, start, end, expand, k),
+                v: self.tile(Side::Values, head, start, end, expand, v),
+                head_dim: dim,
+            };
+            let mut rows = Rows {
+                q: &q[first * dim..],
+                acc: &mut state.acc[first * width..],
+                max: &mut state.max[first..],
+                sum: &mut state.sum[first..],
+                n_keys,
+            };
+            (self.table.attend)(&mut rows, &tile);
+        }
+    }
+
+    /// Keys or values of one head from key `start` on: as they are stored, or as floats in `buffer`.
+    fn tile<'b>(
+        &'b self,
+        side: Side,
+        head: usize,
+        start: usize,
+        end: usize,
+        expand: bool,
+        buffer: &'b mut Vec<f32>,
+    ) -> (KvType, &'b [u8]) {
+        let (dim, width, n_heads) = (self.a.head_dim, self.width(), self.a.n_head_kv);
+        let size = KEY_TILE * width;
+        match if side == Side::Keys { self.k } else { self.v } {
+            Kv::Tiles(kind, bytes) => {
+                let n = kind.tile_bytes(dim);
+                let bytes = &bytes[(start / KEY_TILE * n_heads + head) * n..][..n];
+                if !expand || kind == KvType::F32 {
+                    return (kind, bytes);
+                }
+                let floats = aligned(buffer, size);
+                match kind {
+                    KvType::Q8_0 | KvType::Q4_0 if side == Side::Keys => (self.table.expand_keys)(kind, bytes, floats),
+                    _ => (self.table.dequantize)(kind.dtype(), bytes, floats),
+                }
+                (KvType::F32, float_bytes(floats))
+            }
+            Kv::F32(x) => {
+                let (n, stride) = ((end - start).min(KEY_TILE), n_heads * dim);
+                let x = &x[start * stride + head * dim..];
+                let floats = aligned(buffer, size);
+                if side == Side::Keys {
+                    (self.table.transpose)(x, stride, n, &mut floats[..dim * KEY_TILE]);
+                } else {
+                    for (y, x) in floats.chunks_exact_mut(width).zip(x.chunks(stride)).take(n) {
+                        y[..dim].copy_from_slice(&x[..dim]);
+                        y[dim..].fill(0.0);
+                    }
+                }
+                (KvType::F32, float_bytes(floats))
             }
         }
     }
 
-    fn write(&self, heads: Range<usize>, rows: Range<usize>, state: &State, out: &Disjoint<'_, f32>) {
-        let all_rows = heads.flat_map(|head| rows.clone().map(move |r| (head, r)));
-        for ((acc, sum), (head, r)) in state.acc.chunks(self.width()).zip(&state.sum).zip(all_rows) {
+    fn write(&self, head: usize, rows: Range<usize>, state: &State<'_>, out: &Disjoint<'_, f32>) {
+        for ((acc, sum), r) in state.acc.chunks(self.width()).zip(&*state.sum).zip(rows) {
             // SAFETY: the heads of different rows and key heads do not overlap, and each is written by one part.
             let out = unsafe { out.get(self.head(head, r)) };
             let factor = if *sum == 0.0 { 0.0 } else { 1.0 / sum };

@@ -7,8 +7,10 @@
 pub mod attention;
 pub mod block;
 pub mod interleave;
+pub mod kv;
 pub mod matmul;
 pub mod panel;
+pub mod round;
 pub mod scalar;
 pub mod table;
 pub mod team;
@@ -17,6 +19,7 @@ pub mod x86;
 
 pub use attention::{Attention, Kv, attention, attention_with};
 pub use block::Dtype;
+pub use kv::{KvTiles, KvType, Side};
 pub use matmul::{Activations, Input, Layout, Norm, Product, Then, Weights, matmul};
 pub use table::{Kernels, Level, kernels, levels};
 pub use team::Team;

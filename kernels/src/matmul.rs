@@ -136,6 +136,7 @@ pub struct Activations {
     scale: Vec<f32>,
     sum16: Vec<f32>,
     sum32: Vec<f32>,
+    total: Vec<i32>,
 }
 
 impl Activations {
@@ -152,11 +153,13 @@ impl Activations {
         self.scale.resize(n / 32, 0.0);
         self.sum16.resize(n / 16, 0.0);
         self.sum32.resize(n / 32, 0.0);
+        self.total.resize(n / 16, 0);
         let normed_rows = Disjoint::new(&mut self.normed);
         let q = Disjoint::new(&mut self.q);
         let scale = Disjoint::new(&mut self.scale);
         let sum16 = Disjoint::new(&mut self.sum16);
         let sum32 = Disjoint::new(&mut self.sum32);
+        let total = Disjoint::new(&mut self.total);
         let part = |tokens: Range<usize>| {
             SCRATCH.with_borrow_mut(|Scratch { row, .. }| {
                 row.resize(n_cols, 0.0);
@@ -175,9 +178,10 @@ impl Activations {
                     }
                     if rounded {
                         // SAFETY: as above.
-                        let (q, scale, sum16, sum32) =
-                            unsafe { (q.get(at(1)), scale.get(at(32)), sum16.get(at(16)), sum32.get(at(32))) };
-                        (k.quantize)(x, q, scale, sum16, sum32);
+                        let (q, scale, sum16, sum32, total) = unsafe {
+                            (q.get(at(1)), scale.get(at(32)), sum16.get(at(16)), sum32.get(at(32)), total.get(at(16)))
+                        };
+                        (k.quantize)(x, q, scale, sum16, sum32, total);
                     }
                 }
             });
@@ -255,7 +259,14 @@ pub fn matmul_with(k: &Kernels, team: &Team, input: Input<'_>, act: &mut Activat
         n_tokens,
         n_cols,
         floats: if matches!(norm, Norm::None) { x } else { &act.normed },
-        columns: Columns { n_cols, q: &act.q, scale: &act.scale, sum16: &act.sum16, sum32: &act.sum32 },
+        columns: Columns {
+            n_cols,
+            q: &act.q,
+            scale: &act.scale,
+            sum16: &act.sum16,
+            sum32: &act.sum32,
+            total: &act.total,
+        },
     };
     let jobs: Vec<Job<'_>> = products.iter_mut().map(Job::new).collect();
     let total: usize = jobs.iter().map(|job| job.n_bytes()).sum();

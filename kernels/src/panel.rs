@@ -146,6 +146,8 @@ pub struct Columns<'a> {
     pub sum16: &'a [f32],
     /// `scale · Σ q` over 32 columns: `[n_tokens, n_cols / 32]`.
     pub sum32: &'a [f32],
+    /// `Σ q` over 16 columns: `[n_tokens, n_cols / 16]`.
+    pub total: &'a [i32],
 }
 
 impl Columns<'_> {
@@ -159,5 +161,6 @@ impl Columns<'_> {
         let n = self.q.len();
         assert!(self.n_cols.is_multiple_of(32) && self.n_cols > 0 && n.is_multiple_of(self.n_cols));
         assert_eq!((self.scale.len(), self.sum16.len(), self.sum32.len()), (n / 32, n / 16, n / 32));
+        assert_eq!(self.total.len(), n / 16);
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::Dtype;
 use crate::attention::{Rows, Tile};
+use crate::kv::KvType;
 use crate::panel::{Columns, FloatPanel, Form, PANEL_ROWS, Panel, Source};
 use crate::scalar;
 use std::sync::OnceLock;
@@ -13,6 +14,8 @@ pub enum Level {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI, and what [`Level::Avx2`] has.
+    Avx512,
 }
 
 /// The kernels of one instruction set. Every entry has a scalar twin.
@@ -33,8 +36,8 @@ pub struct Kernels {
     pub unpack_float: fn(Dtype, &Source<'_>, &mut FloatPanel),
     /// Asks for the bytes of 16 rows ahead of their use.
     pub prefetch: fn(&Source<'_>),
-    /// Rounds activations to 8 bits: (x, q, scale, sum16, sum32), the outputs as in [`Columns`].
-    pub quantize: fn(&[f32], &mut [i8], &mut [f32], &mut [f32], &mut [f32]),
+    /// Rounds activations to 8 bits: (x, q, scale, sum16, sum32, total), the outputs as in [`Columns`].
+    pub quantize: fn(&[f32], &mut [i8], &mut [f32], &mut [f32], &mut [f32], &mut [i32]),
     /// Adds to `acc: [n_tokens][row]` the product of a panel's first `n` columns with the columns of `x` from `first` on:
     /// (form, panel, n, x, first, acc). Group by group, `acc = fma(scale_w · scale_x, Σ q_w q_x, acc)` and, for unsigned
     /// quants, `acc = fma(−min_w, scale_x · Σ q_x, acc)`.
@@ -66,6 +69,11 @@ pub struct Kernels {
     pub gelu_quick: fn(&mut [f32]),
     /// `x += y`.
     pub add: fn(&mut [f32], &[f32]),
+    /// The largest element `m` of a row, and `Σ exp(x - m)`: what a softmax divides by. The sum is NaN where an element is.
+    pub sum_exp: fn(&[f32]) -> (f32, f64),
+    /// `Σ exp(x - x_max) · ((x - x_max) - (y - y_max))` of two rows with their largest elements, (x, x_max, y, y_max): the
+    /// part of a Kullback-Leibler divergence that runs over the vocabulary. Nothing counts where the exponential is zero.
+    pub cross_exp: fn(&[f32], f32, &[f32], f32) -> f64,
     /// Rounds floats to F16 bits, to nearest even.
     pub to_f16: fn(&[f32], &mut [u16]),
     /// Rotates neighbouring pairs `(x[2i], x[2i+1])` by `(cos[i], sin[i])`.
@@ -74,17 +82,23 @@ pub struct Kernels {
     pub from_f16: fn(&[u16], &mut [f32]),
     /// Advances query rows by one tile of keys and values: the inner step of [`crate::attention()`].
     pub attend: fn(&mut Rows<'_>, &Tile<'_>),
+    /// Expands one head's tile of keys to floats: (type, bytes, `[width][KEY_TILE]`), see [`crate::kv`].
+    pub expand_keys: fn(KvType, &[u8], &mut [f32]),
+    /// Writes the first columns of `n <= KEY_TILE` rows of `x`, which begin `stride` apart, to `out: [n_cols][KEY_TILE]`:
+    /// (x, stride, n, out). Columns of `out` from `n` on keep what they hold.
+    pub transpose: fn(&[f32], usize, usize, &mut [f32]),
 }
 
 impl Level {
     /// Every level, from the plainest on.
-    pub const ALL: [Level; 2] = [Level::Scalar, Level::Avx2];
+    pub const ALL: [Level; 3] = [Level::Scalar, Level::Avx2, Level::Avx512];
 
     /// The name that `MMQ_LEVEL` takes.
     pub const fn name(self) -> &'static str {
         match self {
             Level::Scalar => "scalar",
             Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
         }
     }
 }
@@ -98,7 +112,7 @@ pub fn levels() -> Vec<Kernels> {
     tables
 }
 
-/// The table for this processor. `MMQ_LEVEL` (`scalar`, `avx2`) asks for a lower level than the best; a level that is
+/// The table for this processor. `MMQ_LEVEL` (a [`Level::name`]) asks for a lower level than the best; a level that is
 /// unknown or not supported is reported once on stderr, and the best supported one below it is used.
 pub fn kernels() -> &'static Kernels {
     static TABLE: OnceLock<Kernels> = OnceLock::new();
@@ -130,14 +144,15 @@ mod tests {
     #[test]
     fn a_level_is_chosen_by_name() {
         let scalar = scalar::table();
-        let both = [scalar, Kernels { level: Level::Avx2, ..scalar }];
+        let (avx2, avx512) = (Level::Avx2, Level::Avx512);
+        let all = [scalar, Kernels { level: avx2, ..scalar }, Kernels { level: avx512, ..scalar }];
         for level in Level::ALL {
-            let (table, complaint) = choose(&both, level.name());
+            let (table, complaint) = choose(&all, level.name());
             assert_eq!((table.level, complaint), (level, None));
         }
-        let (table, complaint) = choose(&both[..1], "avx2");
-        assert_eq!((table.level, complaint.unwrap().as_str()), (Level::Scalar, "this processor has no avx2"));
-        let (table, complaint) = choose(&both, "sse9");
+        let (table, complaint) = choose(&all[..2], "avx512");
+        assert_eq!((table.level, complaint.unwrap().as_str()), (Level::Avx2, "this processor has no avx512"));
+        let (table, complaint) = choose(&all[..2], "sse9");
         assert_eq!(table.level, Level::Avx2);
         assert!(complaint.unwrap().contains("scalar, avx2"));
     }

@@ -216,13 +216,13 @@ fn unpack_float() {
     }
 }
 
-/// `(q, scale, sum16, sum32)` of `x`.
-type Rounded = (Vec<i8>, Vec<f32>, Vec<f32>, Vec<f32>);
+/// `(q, scale, sum16, sum32, total)` of `x`.
+type Rounded = (Vec<i8>, Vec<f32>, Vec<f32>, Vec<f32>, Vec<i32>);
 
 fn rounded(table: &Kernels, x: &[f32]) -> Rounded {
     let n = x.len();
-    let mut r = (vec![1; n], vec![1.0; n / 32], vec![1.0; n / 16], vec![1.0; n / 32]);
-    (table.quantize)(x, &mut r.0, &mut r.1, &mut r.2, &mut r.3);
+    let mut r = (vec![1; n], vec![1.0; n / 32], vec![1.0; n / 16], vec![1.0; n / 32], vec![1; n / 16]);
+    (table.quantize)(x, &mut r.0, &mut r.1, &mut r.2, &mut r.3, &mut r.4);
     r
 }
 
@@ -244,6 +244,7 @@ fn quantize() {
                     same(&a.1, &b.1, what);
                     same(&a.2, &b.2, what);
                     same(&a.3, &b.3, what);
+                    assert!(a.4 == b.4, "{}", what());
                 }
             }
         }
@@ -256,35 +257,36 @@ fn dot() {
     let (scalar, tables) = tables();
     let mut random = Random(5);
     let forms = [(32, 4), (32, 5), (16, 2), (16, 3), (16, 6)]
-        .map(|(group, bits)| Form::Unsigned { group, bits })
+        .map(|(group, bits)| (Form::Unsigned { group, bits }, 0, (1 << bits) - 1))
         .into_iter()
-        .chain([Form::Signed]);
-    for form in forms {
+        .chain([(Form::Signed, -128, 127), (Form::Signed, -64, 63), (Form::Signed, -65, 63)]);
+    for (form, lowest, highest) in forms {
         for table in &tables {
             for n in (1..=6).map(|i| i * 32).chain([PANEL_COLS]) {
-                for n_tokens in 1..=9 {
-                    for edge in [false, true] {
-                        let mask = if let Form::Unsigned { bits, .. } = form { (1 << bits) - 1 } else { 255 };
+                for n_tokens in (1..=9).chain([12, 23]) {
+                    for edge in [None, Some(lowest), Some(highest)] {
                         let mut panel = Panel::new();
                         for q in panel.q.as_flattened_mut() {
-                            *q = match (edge, form) {
-                                (false, _) => random.next() as u8 & mask,
-                                (true, Form::Signed) => -128_i8 as u8,
-                                (true, _) => mask,
-                            };
+                            let any = lowest + (random.next() % (highest - lowest + 1) as u64) as i32;
+                            *q = edge.unwrap_or(any) as u8;
                         }
+                        // Rare values count as well.
+                        panel.q[n / 4 - 1][63] = lowest as u8;
                         for v in [&mut panel.scale, &mut panel.min] {
                             v.as_flattened_mut().iter_mut().for_each(|v| *v = random.float());
                         }
                         // The product starts in the middle of the tokens' columns.
                         let n_cols = n + 96;
                         let mut x = rounded(&scalar, &floats(n_tokens * n_cols, Kind::Usual, &mut random));
-                        if edge {
+                        if edge.is_some() {
                             x.0.iter_mut()
                                 .enumerate()
                                 .for_each(|(i, q)| *q = if i / n_cols % 2 == 0 { 127 } else { -127 });
+                            x.4.iter_mut()
+                                .enumerate()
+                                .for_each(|(i, s)| *s = if 16 * i / n_cols % 2 == 0 { 2032 } else { -2032 });
                         }
-                        let x = Columns { n_cols, q: &x.0, scale: &x.1, sum16: &x.2, sum32: &x.3 };
+                        let x = Columns { n_cols, q: &x.0, scale: &x.1, sum16: &x.2, sum32: &x.3, total: &x.4 };
                         let mut a = vec![[0.5; PANEL_ROWS]; n_tokens];
                         let mut b = a.clone();
                         (scalar.dot)(form, &panel, n, x, 32, &mut a);
@@ -303,7 +305,7 @@ fn dot_float() {
     let mut random = Random(6);
     for table in &tables {
         for n in (0..=20).chain([FLOAT_COLS]) {
-            for n_tokens in 1..=13 {
+            for n_tokens in (1..=13).chain([23]) {
                 for kind in [Kind::Usual, Kind::Zeros, Kind::Denormal, Kind::Largest, Kind::Bytes] {
                     let mut panel = FloatPanel::new();
                     panel.0.as_flattened_mut().copy_from_slice(&floats(FLOAT_COLS * PANEL_ROWS, kind, &mut random));

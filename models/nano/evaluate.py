@@ -45,6 +45,8 @@ def with_program(rows, a):
     def ask(row):
         command = [a.mmq, "run", "-m", a.model, "--mmproj", a.mmproj, "--image", os.path.join(a.pictures, row["image"]),
                    "-p", row["question"], "-n", "64", "--temp", "0", "--json"]
+        if a.image_tokens:
+            command += ["--image-tokens", str(a.image_tokens), "--image-tokens-by", a.image_tokens_by]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
@@ -79,6 +81,8 @@ def main():
     p.add_argument("--jobs", type=int, default=2, help="processes at a time")
     p.add_argument("--torch", action="store_true", help="answer in PyTorch; needs --tokenizer")
     p.add_argument("--tokenizer", default="run/nano.model")
+    p.add_argument("--image-tokens", type=int, metavar="N", help="the option of that name of mmq run; the model makes 36")
+    p.add_argument("--image-tokens-by", default="saliency", help="saliency, coverage or downsample")
     p.add_argument("--wrong", type=int, default=10, help="wrong answers to show")
     p.add_argument("--sample", metavar="PNG", help="only write the sample picture and print its description")
     a = p.parse_args()

@@ -25,7 +25,7 @@
 
 use super::{Architecture, Logits, Model, TextModel};
 use crate::blocks::decoder::{DecoderLayer, Scratch, Shape};
-use crate::blocks::kv_cache::{KvCache, KvType};
+use crate::blocks::kv_cache::{KvCache, KvTypes};
 use crate::blocks::rope::Rope;
 use crate::gguf::Gguf;
 use crate::ops::{self, Cx, Linear, Norm};
@@ -36,7 +36,7 @@ use crate::{Result, bail};
 pub const ARCH: Architecture = Architecture {
     name: "llama",
     matches: |gguf| matches!(gguf.metadata().str("general.architecture"), Ok(Some("llama"))),
-    load: |gguf| Ok(Model::Text(Box::new(Llama::load(gguf)?))),
+    load: |loader| Ok(Model::Text(Box::new(Llama::load(loader)?))),
 };
 
 /// Widest row of activations: several times that of any model there is. A row takes memory for each token of a batch,
@@ -85,7 +85,7 @@ impl Config {
         if !(eps >= 0.0 && eps.is_finite()) {
             bail!(Format, "{}: llama.attention.layer_norm_rms_epsilon: {eps} is no epsilon", gguf.name());
         }
-        let &[n_vocab, _] = Loader { gguf }.info("token_embd.weight")?.shape.as_slice() else {
+        let &[n_vocab, _] = Loader::stored(gguf).info("token_embd.weight")?.shape.as_slice() else {
             bail!(Format, "{}: tensor \"token_embd.weight\": expected [n_vocab, {n_embd}]", gguf.name());
         };
         Ok(Config {
@@ -109,9 +109,9 @@ pub struct Llama {
 
 impl Llama {
     /// Loads the weights, checking every shape.
-    pub fn load(gguf: &Gguf) -> Result<Llama> {
+    pub fn load(loader: Loader<'_>) -> Result<Llama> {
+        let gguf = loader.gguf;
         let config = Config::load(gguf)?;
-        let loader = Loader { gguf };
         let s = config.layer;
         let linear = |name: &str| -> Result<Linear> {
             Ok(Linear { weight: loader.weight(name, config.n_vocab, s.n_embd)?, bias: None })
@@ -152,9 +152,9 @@ impl TextModel for Llama {
         self.config.n_ctx_train
     }
 
-    fn new_cache(&self, n_ctx: usize, kv_type: KvType) -> KvCache {
+    fn new_cache(&self, n_ctx: usize, types: KvTypes) -> Result<KvCache> {
         let s = &self.config.layer;
-        KvCache::new(self.config.n_layer, s.n_head_kv * s.head_dim, n_ctx, kv_type)
+        KvCache::new(self.config.n_layer, s.n_head_kv, s.head_dim, n_ctx, types)
     }
 
     fn embed(&self, tokens: &[u32], out: &mut Vec<f32>) {
@@ -180,20 +180,25 @@ impl TextModel for Llama {
         let (cos, sin) = self.rope.table(n_past, n_tokens);
         let mut scratch = Scratch::default();
         cx.trace(|| "embd".into(), x);
+        let n_logits = match which {
+            Logits::None => 0,
+            Logits::Last => 1,
+            Logits::Tail(n) => n.min(n_tokens),
+        };
         for (il, layer) in self.layers.iter().enumerate() {
             if let Err(stopped) = cx.checkpoint(il, self.layers.len()) {
                 cache.truncate(n_past);
                 return Err(stopped);
             }
-            layer.forward(cx, s, il, &cos, &sin, cache, x, &mut scratch);
+            let n_out = if il + 1 == self.layers.len() { n_logits } else { n_tokens };
+            layer.forward(cx, s, il, &cos, &sin, cache, x, n_out, &mut scratch);
         }
         cache.advance(n_tokens);
+        if n_logits == 0 {
+            return Ok(());
+        }
 
-        let first = match which {
-            Logits::None => return Ok(()),
-            Logits::Last => (n_tokens - 1) * s.n_embd,
-            Logits::All => 0,
-        };
+        let first = (n_tokens - n_logits) * s.n_embd;
         let mut norm = Vec::new();
         ops::rms_norm(cx, &x[first..], &self.output_norm, s.eps, &mut norm);
         cx.trace(|| "output_norm".into(), &norm);

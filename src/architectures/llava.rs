@@ -19,7 +19,8 @@
 //! - `clip.use_gelu = false` means quick GELU. The projector's GELU is the exact one whatever the encoder's.
 //! - 1.6 crops the padding off the tile grid before it adds a newline to each row, and puts the overview first.
 
-use super::{Architecture, Model, VisionModel};
+use super::{Architecture, ImageRows, Model, VisionModel};
+use crate::blocks::image_tokens::{Grid, ImageTokens, Layout, Place, Reduction};
 use crate::blocks::projector::Mlp;
 use crate::blocks::vit::{self, Vit};
 use crate::gguf::Gguf;
@@ -39,7 +40,7 @@ pub const ARCH: Architecture = Architecture {
             && gguf.tensor("mm.0.weight").is_some()
             && matches!(projector, "mlp" | "mlp_norm" | "linear")
     },
-    load: |gguf| Ok(Model::Vision(Box::new(Llava::load(gguf)?))),
+    load: |loader| Ok(Model::Vision(Box::new(Llava::load(loader)?))),
 };
 
 /// Most values of a picture's activations at any step: more than any model of this kind has. They take memory whatever the
@@ -56,8 +57,8 @@ pub struct Llava {
 
 impl Llava {
     /// Loads the weights, checking every shape.
-    pub fn load(gguf: &Gguf) -> Result<Llava> {
-        let loader = Loader { gguf };
+    pub fn load(loader: Loader<'_>) -> Result<Llava> {
+        let gguf = loader.gguf;
         let shape = vit_shape(gguf)?;
         let projector = Mlp::load(loader, shape.n_feature(), 1e-5)?;
         let newline = ["model.image_newline", "v.image_newline"].into_iter().find(|name| loader.has(name));
@@ -75,24 +76,37 @@ impl Llava {
         Ok(Llava { preprocess, vit: Vit::load(loader, shape)?, projector, image_newline })
     }
 
-    /// Joins the rows of a picture's crops, `[n_crops, n_patch, n_embd]`, to the sequence that the text model takes: the
-    /// overview, then the grid of tiles without its padding, each row of it ended by a newline.
-    fn merge(&self, crops: &Crops, rows: Vec<f32>) -> Vec<f32> {
-        let (side, n_embd) = (self.vit.shape().n_side(), self.projector.n_out());
-        let Some(newline) = &self.image_newline else { return rows };
-        let Some((cols_of_tiles, rows_of_tiles)) = crops.grid else { return [rows.as_slice(), newline].concat() };
-        let n_patch = side * side;
-        let mut out = rows[..n_patch * n_embd].to_vec();
-        let (keep_rows, keep_cols) = preprocess::unpad(crops.original, rows_of_tiles * side, cols_of_tiles * side);
-        for row in keep_rows {
-            for col in keep_cols.clone() {
-                let crop = 1 + row / side * cols_of_tiles + col / side;
-                let at = (crop * n_patch + row % side * side + col % side) * n_embd;
-                out.extend_from_slice(&rows[at..at + n_embd]);
-            }
-            out.extend_from_slice(newline);
+    /// The order of the features of a picture's crops: the overview, then the grid of tiles without its padding, each row of
+    /// it ended by a newline.
+    fn layout(&self, crops: &Crops) -> Layout {
+        let (side, n_patch) = (self.vit.shape().n_side(), self.vit.shape().n_patch());
+        let crop = |i: usize, n_newline| {
+            let features = (i * n_patch..(i + 1) * n_patch).collect();
+            Grid { rows: side, cols: side, n_newline, features }
+        };
+        if self.image_newline.is_none() {
+            return Layout { grids: (0..crops.n_crops).map(|i| crop(i, 0)).collect() };
         }
-        out
+        let Some((cols_of_tiles, rows_of_tiles)) = crops.grid else { return Layout { grids: vec![crop(0, 1)] } };
+        let (rows, cols) = preprocess::unpad(crops.original, rows_of_tiles * side, cols_of_tiles * side);
+        let feature = |row: usize, col: usize| {
+            let crop = 1 + row / side * cols_of_tiles + col / side;
+            crop * n_patch + row % side * side + col % side
+        };
+        let features = rows.clone().flat_map(|row| cols.clone().map(move |col| feature(row, col))).collect();
+        let tiles = Grid { rows: rows.len(), cols: cols.len(), n_newline: rows.len(), features };
+        Layout { grids: vec![crop(0, 0), tiles] }
+    }
+
+    /// What the text model takes: rows of `projected: [n, n_embd]`, and the newline, in the order of `places`.
+    fn arrange(&self, places: &[Place], projected: Vec<f32>) -> Vec<f32> {
+        let Some(newline) = &self.image_newline else { return projected };
+        let n_embd = newline.len();
+        let rows = places.iter().flat_map(|place| match place {
+            Some(row) => &projected[row * n_embd..][..n_embd],
+            None => newline,
+        });
+        rows.copied().collect()
     }
 }
 
@@ -122,15 +136,30 @@ impl VisionModel for Llava {
         self.preprocess = preprocess;
     }
 
-    fn encode(&self, cx: &mut Cx<'_>, image: &Image, name: &str) -> Result<Vec<f32>> {
+    fn encode(&self, cx: &mut Cx<'_>, image: &Image, tokens: Option<ImageTokens>, name: &str) -> Result<ImageRows> {
         let crops = self.preprocess.run(image);
         cx.trace(|| format!("v.pixels{name}"), &crops.pixels);
-        let features = self.vit.forward(cx, &crops.pixels, name)?;
+        let layout = self.layout(&crops);
+        let tokens = tokens.filter(|tokens| tokens.n.get() < layout.len());
+
+        let mut saliency = Vec::new();
+        let by_saliency = tokens.is_some_and(|tokens| tokens.by == Reduction::Saliency);
+        let features = self.vit.forward(cx, &crops.pixels, by_saliency.then_some(&mut saliency), name)?;
+        let (width, n_patch) = (self.vit.shape().n_feature(), self.vit.shape().n_patch());
+        let (features, places) = match tokens {
+            None => (features, layout.places()),
+            Some(ImageTokens { n, by: Reduction::Downsample }) => layout.downsample(&features, width, n.get()),
+            Some(ImageTokens { n, .. }) => {
+                saliency.resize(crops.n_crops * n_patch, 1.0);
+                layout.select(cx, &features, width, &saliency, n_patch, n.get())
+            }
+        };
+
         let projected = self.projector.forward(cx, features);
         cx.trace(|| format!("mm.out{name}"), &projected);
-        let rows = self.merge(&crops, projected);
+        let rows = self.arrange(&places, projected);
         cx.trace(|| format!("image{name}"), &rows);
-        Ok(rows)
+        Ok(ImageRows { rows, n_all: layout.len() })
     }
 }
 

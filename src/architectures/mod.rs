@@ -3,11 +3,13 @@
 pub mod llama;
 pub mod llava;
 
-use crate::blocks::kv_cache::{KvCache, KvType};
+use crate::blocks::image_tokens::ImageTokens;
+use crate::blocks::kv_cache::{KvCache, KvTypes};
 use crate::gguf::Gguf;
 use crate::media::Image;
 use crate::media::preprocess::Preprocess;
 use crate::ops::Cx;
+use crate::tensor::Loader;
 use crate::{Result, bail};
 
 /// Every architecture that mmq runs.
@@ -20,7 +22,7 @@ pub struct Architecture {
     /// Whether a file is of this architecture.
     pub matches: fn(&Gguf) -> bool,
     /// Loads it.
-    pub load: fn(&Gguf) -> Result<Model>,
+    pub load: fn(Loader<'_>) -> Result<Model>,
 }
 
 /// A loaded part of a system.
@@ -38,8 +40,8 @@ pub enum Logits {
     None,
     /// Those after the last token.
     Last,
-    /// Those after every token.
-    All,
+    /// Those after the last so many tokens.
+    Tail(usize),
 }
 
 /// A decoder of text: immutable, shared between sessions.
@@ -53,11 +55,14 @@ pub trait TextModel: Send + Sync {
     /// The context that it was trained with, in tokens.
     fn n_ctx_train(&self) -> usize;
     /// An empty cache for at most `n_ctx` tokens.
-    fn new_cache(&self, n_ctx: usize, kv_type: KvType) -> KvCache;
+    ///
+    /// # Errors
+    /// Heads that cannot be stored as the types want.
+    fn new_cache(&self, n_ctx: usize, types: KvTypes) -> Result<KvCache>;
     /// Appends the embeddings of `tokens` to `out`: `[n_tokens, n_embd]`. Each token must be below [`TextModel::n_vocab`].
     fn embed(&self, tokens: &[u32], out: &mut Vec<f32>);
     /// Takes embeddings `x: [n_tokens, n_embd]`, which follow what is in the cache, through the model, adds them to the
-    /// cache and writes `[1 or n_tokens, n_vocab]` logits. When cancelled, the cache is as it was before.
+    /// cache and writes `[n, n_vocab]` logits, as many as `which` asks for. When cancelled, the cache is as it was before.
     fn forward(
         &self,
         cx: &mut Cx<'_>,
@@ -78,9 +83,17 @@ pub trait VisionModel: Send + Sync {
     fn preprocess(&self) -> &Preprocess;
     /// Overrides how pictures are fitted, for comparison with other programs.
     fn set_preprocess(&mut self, preprocess: Preprocess);
-    /// Encodes a picture to the rows that stand for it in the prompt: `[n_image_tokens, n_embd]`. `name` is appended to
-    /// the names of traced activations.
-    fn encode(&self, cx: &mut Cx<'_>, image: &Image, name: &str) -> Result<Vec<f32>>;
+    /// Encodes a picture to the rows that stand for it in the prompt, at most as many as `tokens` says. `name` is appended
+    /// to the names of traced activations.
+    fn encode(&self, cx: &mut Cx<'_>, image: &Image, tokens: Option<ImageTokens>, name: &str) -> Result<ImageRows>;
+}
+
+/// A picture as the text model takes it.
+pub struct ImageRows {
+    /// `[n_image_tokens, n_embd]`.
+    pub rows: Vec<f32>,
+    /// How many image tokens there would be without a limit.
+    pub n_all: usize,
 }
 
 /// The architectures that a file holds a part of: usually one; a text model and its mmproj may share a file.
@@ -89,28 +102,28 @@ pub fn of(gguf: &Gguf) -> impl Iterator<Item = &'static Architecture> {
 }
 
 /// Loads the text model of a file.
-pub fn load_text(gguf: &Gguf) -> Result<Box<dyn TextModel>> {
-    for arch in of(gguf) {
-        if let Model::Text(model) = (arch.load)(gguf)? {
+pub fn load_text(loader: Loader<'_>) -> Result<Box<dyn TextModel>> {
+    for arch in of(loader.gguf) {
+        if let Model::Text(model) = (arch.load)(loader)? {
             return Ok(model);
         }
     }
-    refuse(gguf, "text model")
+    refuse(loader.gguf, "text model")
 }
 
 /// Loads the vision encoder and projector of a file.
-pub fn load_vision(gguf: &Gguf) -> Result<Box<dyn VisionModel>> {
-    for arch in of(gguf) {
-        if let Model::Vision(model) = (arch.load)(gguf)? {
+pub fn load_vision(loader: Loader<'_>) -> Result<Box<dyn VisionModel>> {
+    for arch in of(loader.gguf) {
+        if let Model::Vision(model) = (arch.load)(loader)? {
             return Ok(model);
         }
     }
-    refuse(gguf, "vision encoder (mmproj)")
+    refuse(loader.gguf, "vision encoder (mmproj)")
 }
 
 /// What mmq can do with a file, or an error that says why it can do nothing.
 pub fn check(gguf: &Gguf) -> Result<String> {
-    let parts = of(gguf).map(|arch| (arch.load)(gguf)).collect::<Result<Vec<_>>>()?;
+    let parts = of(gguf).map(|arch| (arch.load)(Loader::stored(gguf))).collect::<Result<Vec<_>>>()?;
     if parts.is_empty() {
         return refuse(gguf, "model that mmq knows");
     }

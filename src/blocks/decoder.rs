@@ -74,7 +74,8 @@ impl DecoderLayer {
     }
 
     /// Takes the residual stream `x: [n_tokens, n_embd]` through layer `il`; the new tokens' keys and values are added to
-    /// the cache. `cos` and `sin` are the rotations of their positions.
+    /// the cache. `cos` and `sin` are the rotations of their positions. Only the last `n_out` rows of `x` are brought up to
+    /// date: after the last layer, no other is looked at.
     #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
@@ -85,24 +86,36 @@ impl DecoderLayer {
         sin: &[f32],
         cache: &mut KvCache,
         x: &mut [f32],
+        n_out: usize,
         b: &mut Scratch,
     ) {
-        let n_past = cache.len();
-        let n_kv = n_past + x.len() / s.n_embd;
+        let n_tokens = x.len() / s.n_embd;
+        let n_kv = cache.len() + n_tokens;
+        let first = n_tokens - n_out;
 
         let norm = Norm::Rms { weight: &self.attn_norm, eps: s.eps };
-        let layers = [(&self.attn_q, &mut b.q), (&self.attn_k, &mut b.k), (&self.attn_v, &mut b.v)];
-        ops::linear(cx, x, norm, layers);
-        ops::rope(cx, &mut b.q, s.n_head, s.head_dim, cos, sin);
+        let (q, k, v) = ((&self.attn_q, &mut b.q), (&self.attn_k, &mut b.k), (&self.attn_v, &mut b.v));
+        if first == 0 {
+            ops::linear(cx, x, norm, [q, k, v]);
+        } else {
+            ops::linear(cx, x, norm, [k, v]);
+            ops::linear(cx, &x[first * s.n_embd..], norm, [q]);
+        }
         ops::rope(cx, &mut b.k, s.n_head_kv, s.head_dim, cos, sin);
         cache.push(il, &b.k, &b.v);
+        if n_out == 0 {
+            return;
+        }
+        let x = &mut x[first * s.n_embd..];
+        let n_angles = cos.len() / n_tokens;
+        ops::rope(cx, &mut b.q, s.n_head, s.head_dim, &cos[first * n_angles..], &sin[first * n_angles..]);
         let (k, v) = cache.layer(il);
         let attention = Attention {
             n_head: s.n_head,
             n_head_kv: s.n_head_kv,
             head_dim: s.head_dim,
             scale: 1.0 / (s.head_dim as f32).sqrt(),
-            causal: Some(n_past),
+            causal: Some(n_kv - n_out),
         };
         ops::attention(cx, attention, &b.q, k, v, n_kv, &mut b.attn);
         ops::linear_add_traced(cx, &b.attn, &self.attn_output, x, || format!("blk.{il}.attn_out"));

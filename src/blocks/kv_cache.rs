@@ -1,79 +1,45 @@
-//! Keys and values of the tokens so far, one pair of buffers for each layer.
+//! Keys and values of the tokens so far, one pair of stores for each layer.
 
-use mmq_kernels::{Kv, kernels};
+use crate::{Result, bail};
+use mmq_kernels::{Kv, KvTiles, Side, kernels};
 
-/// How keys and values are stored.
+pub use mmq_kernels::KvType;
+
+/// The types of a cache's keys and values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KvType {
-    /// 16-bit floats.
-    #[default]
-    F16,
-    /// 32-bit floats.
-    F32,
-}
-
-enum Rows {
-    F16(Vec<u16>),
-    F32(Vec<f32>),
-}
-
-impl Rows {
-    fn new(kv_type: KvType) -> Rows {
-        match kv_type {
-            KvType::F16 => Rows::F16(Vec::new()),
-            KvType::F32 => Rows::F32(Vec::new()),
-        }
-    }
-
-    fn truncate(&mut self, n: usize) {
-        match self {
-            Rows::F16(rows) => rows.truncate(n),
-            Rows::F32(rows) => rows.truncate(n),
-        }
-    }
-
-    /// Appends `x`; grows by doubling, but never past `max` elements.
-    fn push(&mut self, x: &[f32], max: usize) {
-        fn reserve<T>(rows: &mut Vec<T>, n: usize, max: usize) {
-            if rows.capacity() < rows.len() + n {
-                rows.reserve_exact((rows.len() + n).next_power_of_two().min(max) - rows.len());
-            }
-        }
-        match self {
-            Rows::F16(rows) => {
-                reserve(rows, x.len(), max);
-                let start = rows.len();
-                rows.resize(start + x.len(), 0);
-                (kernels().to_f16)(x, &mut rows[start..]);
-            }
-            Rows::F32(rows) => {
-                reserve(rows, x.len(), max);
-                rows.extend_from_slice(x);
-            }
-        }
-    }
-
-    fn view(&self) -> Kv<'_> {
-        match self {
-            Rows::F16(rows) => Kv::F16(rows),
-            Rows::F32(rows) => Kv::F32(rows),
-        }
-    }
+pub struct KvTypes {
+    /// Of the keys.
+    pub k: KvType,
+    /// Of the values.
+    pub v: KvType,
 }
 
 /// The cache of a session: grows with the text, up to `n_ctx` tokens.
 pub struct KvCache {
-    layers: Vec<(Rows, Rows)>,
-    width: usize,
+    layers: Vec<(KvTiles, KvTiles)>,
     n_ctx: usize,
     len: usize,
 }
 
 impl KvCache {
-    /// An empty cache of `n_layer` layers whose keys and values are `width` wide (`n_head_kv · head_dim`).
-    pub fn new(n_layer: usize, width: usize, n_ctx: usize, kv_type: KvType) -> KvCache {
-        let layers = (0..n_layer).map(|_| (Rows::new(kv_type), Rows::new(kv_type))).collect();
-        KvCache { layers, width, n_ctx, len: 0 }
+    /// An empty cache of `n_layer` layers with `n_head_kv` heads of `head_dim` elements.
+    ///
+    /// # Errors
+    /// Heads that are no multiple of a type's blocks.
+    pub fn new(n_layer: usize, n_head_kv: usize, head_dim: usize, n_ctx: usize, types: KvTypes) -> Result<KvCache> {
+        for (flag, what, kind) in [("-ctk", "keys", types.k), ("-ctv", "values", types.v)] {
+            if !head_dim.is_multiple_of(kind.block()) {
+                let (name, block) = (kind.name(), kind.block());
+                bail!(
+                    Unsupported,
+                    "{flag} {name}: {what} are stored in blocks of {block}, but this model's heads have {head_dim} \
+                     elements: use f16"
+                );
+            }
+        }
+        let store = |kind, side| KvTiles::new(kind, side, n_head_kv, head_dim);
+        let layers = (0..n_layer).map(|_| (store(types.k, Side::Keys), store(types.v, Side::Values))).collect();
+        Ok(KvCache { layers, n_ctx, len: 0 })
     }
 
     /// Tokens that are in the cache.
@@ -95,22 +61,23 @@ impl KvCache {
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
         for (k, v) in &mut self.layers {
-            k.truncate(self.len * self.width);
-            v.truncate(self.len * self.width);
+            k.truncate(self.len);
+            v.truncate(self.len);
         }
     }
 
-    /// Appends keys and values of new tokens to layer `layer`: `[n_tokens, width]` each.
+    /// Appends keys and values of new tokens to layer `layer`: `[n_tokens, n_head_kv, head_dim]` each.
     pub fn push(&mut self, layer: usize, k: &[f32], v: &[f32]) {
-        let max = self.n_ctx.saturating_mul(self.width);
-        assert!(self.len * self.width + k.len() <= max, "the caller checks that the context has room");
-        self.layers[layer].0.push(k, max);
-        self.layers[layer].1.push(v, max);
+        let (k_tiles, v_tiles) = &mut self.layers[layer];
+        k_tiles.push(kernels(), k, self.n_ctx);
+        v_tiles.push(kernels(), v, self.n_ctx);
+        assert!(k_tiles.len() <= self.n_ctx, "the caller checks that the context has room");
     }
 
     /// All keys and values of layer `layer`, the newly pushed ones included.
     pub fn layer(&self, layer: usize) -> (Kv<'_>, Kv<'_>) {
-        (self.layers[layer].0.view(), self.layers[layer].1.view())
+        let (k, v) = &self.layers[layer];
+        (k.view(), v.view())
     }
 
     /// Counts `n` tokens in, after every layer has pushed theirs.

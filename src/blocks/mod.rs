@@ -1,7 +1,10 @@
 //! Parts that architectures are put together from. A block knows tensors by the names it is given, and no architecture.
 
 pub mod decoder;
+pub mod image_tokens;
 pub mod kv_cache;
 pub mod projector;
 pub mod rope;
+pub mod saliency;
+pub mod select;
 pub mod vit;

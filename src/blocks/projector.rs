@@ -40,7 +40,7 @@ impl Mlp {
                 continue;
             };
             if let &[n, _, ..] = info.shape.as_slice() {
-                let weight = loader.weight(&weight, n, n_out)?;
+                let weight = loader.vision_weight(&weight, n, n_out)?;
                 n_out = n;
                 steps.push(Step::Linear(Linear { weight, bias: loader.optional_vector(&bias, n)? }));
             } else {

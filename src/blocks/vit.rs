@@ -1,5 +1,6 @@
 //! A CLIP-style vision transformer (arXiv 2010.11929, 2103.00020): patches, class token, learned positions, pre-norm blocks.
 
+use super::saliency;
 use crate::ops::{self, Activation, Cx, LayerNorm, Linear, Norm};
 use crate::tensor::Loader;
 use crate::{Result, bail};
@@ -75,7 +76,7 @@ impl Vit {
         let d = shape.n_embd;
         let linear = |name: String, n_out: usize, n_in: usize| -> Result<Linear> {
             Ok(Linear {
-                weight: loader.weight(&format!("{name}.weight"), n_out, n_in)?,
+                weight: loader.vision_weight(&format!("{name}.weight"), n_out, n_in)?,
                 bias: loader.optional_vector(&format!("{name}.bias"), n_out)?,
             })
         };
@@ -128,8 +129,15 @@ impl Vit {
     }
 
     /// Encodes crops `[n_crops, 3, image_size, image_size]` to features `[n_crops, n_patch, n_feature]`, without the class
-    /// token. `name` is appended to the names of traced activations.
-    pub fn forward(&self, cx: &mut Cx<'_>, pixels: &[f32], name: &str) -> Result<Vec<f32>> {
+    /// token. `saliency`, if asked for, becomes the attention that each patch receives in the last block, `[n_crops, n_patch]`.
+    /// `name` is appended to the names of traced activations.
+    pub fn forward(
+        &self,
+        cx: &mut Cx<'_>,
+        pixels: &[f32],
+        mut saliency: Option<&mut Vec<f32>>,
+        name: &str,
+    ) -> Result<Vec<f32>> {
         let s = &self.shape;
         let (d, n_patch) = (s.n_embd, s.n_patch());
         let n_crops = pixels.len() / (3 * s.image_size * s.image_size);
@@ -168,6 +176,10 @@ impl Vit {
             }
         };
         tap(0, &x);
+        if let Some(saliency) = &mut saliency {
+            // Features without a block have nothing that looks at them: all are alike.
+            **saliency = vec![1.0; n_crops * n_patch];
+        }
 
         let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
         let (mut attn, mut out, mut ff) = (Vec::new(), Vec::new(), Vec::new());
@@ -182,6 +194,9 @@ impl Vit {
             cx.checkpoint(il, self.blocks.len())?;
             let layers = [(&block.attn_q, &mut q), (&block.attn_k, &mut k), (&block.attn_v, &mut v)];
             ops::linear(cx, &x, block.ln1.view(), layers);
+            if let Some(saliency) = saliency.take_if(|_| il + 1 == self.blocks.len()) {
+                *saliency = saliency::attention_received(cx, attention, &q, &k, n_class, n_pos);
+            }
             attn.clear();
             for crop in 0..n_crops {
                 let at = crop * n_pos * d..(crop + 1) * n_pos * d;

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 
 /// What follows a flag.
 #[derive(Clone, Copy, PartialEq)]
-enum Takes {
+pub enum Takes {
     Nothing,
     Value,
     Two,
@@ -15,7 +15,7 @@ enum Takes {
 }
 
 #[derive(Clone, Copy)]
-enum Meaning {
+pub enum Meaning {
     /// Another spelling of one of mmq's own flags.
     Long(&'static str),
     /// Changes nothing that the user could miss.
@@ -40,8 +40,72 @@ const NO_GRAMMAR: Meaning = Missing("answers cannot be held to a grammar");
 const NO_ROPE: Meaning = Missing("RoPE is scaled as the model file says");
 const NO_LORA: Meaning = Missing("adapters cannot be applied");
 
+const NO_LOGIT_FILE: Meaning = Missing("logits are never written to a file: give the base model itself with --base");
+const NO_TASKS: Meaning = Missing("answers can be scored with --rows");
+
+/// Spellings of a flag, what follows it, what becomes of it.
+pub type Flag = (&'static [&'static str], Takes, Meaning);
+
+/// llama-bench's flags that are not flags of `mmq bench` in this spelling.
+pub const BENCH: &[Flag] = &[
+    (&["-mm"], Value, Long("--mmproj")),
+    (&["-pg"], Value, Long("--prompt-gen")),
+    (&["-ub"], Value, Long("--ubatch-size")),
+    (&["-ctk"], Value, Long("--cache-type-k")),
+    (&["-ctv"], Value, Long("--cache-type-v")),
+    (&["-mmp", "--mmap"], Value, Note(&["1"], "model files are always mapped")),
+    (&["-ngl", "--n-gpu-layers", "-dev", "--device"], Value, ON_CPU),
+    (&["-sm", "--split-mode", "-ts", "--tensor-split", "-mg", "--main-gpu"], Value, ON_CPU),
+    (&["-ncmoe", "--n-cpu-moe", "-ot", "--override-tensor", "-nkvo", "--no-kv-offload"], Value, NOTHING),
+    (&["-nopo", "--no-op-offload", "--no-host", "--repack", "-rtr", "--run-time-repack"], Value, NOTHING),
+    (&["-fitt", "--fit-target", "-fitc", "--fit-ctx"], Value, NOTHING),
+    (&["-fa", "--flash-attn"], Switch, NOTHING),
+    (&["-C", "--cpu-mask", "--numa"], Value, NOT_PINNED),
+    (&["--cpu-strict", "--prio", "--poll"], Value, NOTHING),
+    (&["-lm", "--load-mode", "-lzm", "--lazy-mode", "-dio", "--direct-io"], Value, NOTHING),
+    (&["-embd", "--embeddings"], Value, Note(&["0"], "the last token always goes through the head")),
+    (&["--delay"], Value, Note(&["0"], "tests follow each other at once")),
+    (&["-oe", "--output-err"], Value, Note(&["none"], "results go to standard output")),
+    (&["-v", "--verbose", "--progress", "--offline"], Takes::Nothing, NOTHING),
+    (&["--list-devices"], Takes::Nothing, Missing("mmq runs on the processor")),
+    (&["-rpc", "--rpc"], Value, Missing("mmq runs on this machine alone")),
+    (&["-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-hft", "--hf-token"], Value, NO_DOWNLOAD),
+];
+
+/// llama-perplexity's flags that are not flags of `mmq perplexity` in this spelling.
+pub const PERPLEXITY: &[Flag] = &[
+    (&["-mm"], Value, Long("--mmproj")),
+    (&["-ub"], Value, Long("--ubatch-size")),
+    (&["-ctk"], Value, Long("--cache-type-k")),
+    (&["-ctv"], Value, Long("--cache-type-v")),
+    (&["--kl-divergence-base", "--save-all-logits"], Value, NO_LOGIT_FILE),
+    (&["--hellaswag", "--winogrande", "--multiple-choice"], Takes::Nothing, NO_TASKS),
+    (&["--hellaswag-tasks", "--winogrande-tasks", "--multiple-choice-tasks"], Value, NO_TASKS),
+    (&["--ppl-output-type"], Value, Note(&["0"], "there is one form of output, and --json")),
+    (&["-ngl", "--gpu-layers", "--n-gpu-layers", "-dev", "--device"], Value, ON_CPU),
+    (&["-sm", "--split-mode", "-ts", "--tensor-split", "-mg", "--main-gpu"], Value, ON_CPU),
+    (&["-kvo", "--kv-offload", "-nkvo", "--no-kv-offload", "--no-host"], Takes::Nothing, NOTHING),
+    (&["--op-offload", "--no-op-offload", "--repack", "-nr", "--no-repack"], Takes::Nothing, NOTHING),
+    (&["-fa", "--flash-attn", "-fit", "--fit"], Switch, NOTHING),
+    (&["-tb", "--threads-batch"], Value, Note(&["-1"], "batches take as many threads as -t says")),
+    (&["-C", "--cpu-mask", "-Cr", "--cpu-range", "--numa"], Value, NOT_PINNED),
+    (&["--cpu-strict", "--prio", "--poll", "-np", "--parallel", "-s", "--seed"], Value, NOTHING),
+    (&["--mmap", "--no-warmup", "--warmup", "-v", "--verbose", "--no-escape"], Takes::Nothing, NOTHING),
+    (&["--no-mmap"], Takes::Nothing, Note(&[], "model files are always mapped")),
+    (&["--mlock"], Takes::Nothing, Note(&[], "memory is not locked")),
+    (&["-lv", "--verbosity", "--log-verbosity"], Value, NOTHING),
+    (&["--override-kv"], Value, Missing("metadata is taken as the model file has it")),
+    (&["--rope-scaling", "--rope-scale", "--rope-freq-base", "--rope-freq-scale"], Value, NO_ROPE),
+    (&["--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled"], Value, NO_LORA),
+    (
+        &["-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-hft", "--hf-token", "-mu", "--model-url"],
+        Value,
+        NO_DOWNLOAD,
+    ),
+];
+
 /// llama.cpp's flags that are not flags of `mmq run` in this spelling.
-const FLAGS: &[(&[&str], Takes, Meaning)] = &[
+pub const RUN: &[Flag] = &[
     (&["-mm"], Value, Long("--mmproj")),
     (&["-sys"], Value, Long("--system-prompt")),
     (&["-sysf"], Value, Long("--system-prompt-file")),
@@ -109,7 +173,7 @@ const FLAGS: &[(&[&str], Takes, Meaning)] = &[
         Value,
         Missing("give pictures with --image"),
     ),
-    (&["--image-min-tokens", "--image-max-tokens"], Value, Note(&[], "the model decides on the tokens of a picture")),
+    (&["--image-min-tokens", "--image-max-tokens"], Value, Note(&[], "--image-tokens N makes them fewer")),
     (&["--mtmd-batch-max-tokens"], Value, NOTHING),
     // Models from elsewhere.
     (&["-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-hft", "--hf-token"], Value, NO_DOWNLOAD),
@@ -142,9 +206,13 @@ pub struct Spelled {
     pub notes: Vec<String>,
 }
 
-/// Spells out llama.cpp's flags in the arguments of `mmq run`; `takes_value` knows the flags of mmq that are followed by
+/// Spells out llama.cpp's `flags` in the arguments of a command; `takes_value` knows the flags of mmq that are followed by
 /// a value, which stays as it is, as does all that follows `--`.
-pub fn spell_out(arguments: impl Iterator<Item = OsString>, takes_value: impl Fn(&str) -> bool) -> Result<Spelled> {
+pub fn spell_out(
+    flags: &[Flag],
+    arguments: impl Iterator<Item = OsString>,
+    takes_value: impl Fn(&str) -> bool,
+) -> Result<Spelled> {
     let mut spelled = Spelled { arguments: Vec::new(), notes: Vec::new() };
     let mut arguments = arguments.peekable();
     while let Some(argument) = arguments.next() {
@@ -158,7 +226,7 @@ pub fn spell_out(arguments: impl Iterator<Item = OsString>, takes_value: impl Fn
             Some((name, value)) if name.starts_with("--") => (name, Some(value)),
             _ => (text, None),
         };
-        let Some((_, takes, meaning)) = FLAGS.iter().find(|(names, ..)| names.contains(&name)) else {
+        let Some((_, takes, meaning)) = flags.iter().find(|(names, ..)| names.contains(&name)) else {
             let value = takes_value(text).then(|| arguments.next()).flatten();
             spelled.arguments.push(argument);
             spelled.arguments.extend(value);
@@ -230,7 +298,7 @@ mod tests {
 
     fn spell(line: &str) -> Result<Spelled> {
         let takes_value = |flag: &str| ["-m", "-p"].contains(&flag);
-        spell_out(line.split(' ').map(OsString::from), takes_value)
+        spell_out(RUN, line.split(' ').map(OsString::from), takes_value)
     }
 
     #[test]
@@ -258,11 +326,13 @@ mod tests {
 
     #[test]
     fn every_flag_is_listed_once() {
-        let mut names: Vec<&str> = FLAGS.iter().flat_map(|(names, ..)| names.iter().copied()).collect();
-        names.sort_unstable();
-        let n = names.len();
-        names.dedup();
-        assert_eq!(names.len(), n);
+        for flags in [RUN, BENCH, PERPLEXITY] {
+            let mut names: Vec<&str> = flags.iter().flat_map(|(names, ..)| names.iter().copied()).collect();
+            names.sort_unstable();
+            let n = names.len();
+            names.dedup();
+            assert_eq!(names.len(), n);
+        }
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! The `mmq` program: arguments in, text out. No tensor type in sight.
 
 mod arguments;
+mod bench;
+mod image_tokens;
 mod inspect;
+mod perplexity;
 mod run;
 mod tokenize;
 mod verify;
 
+use crate::pipelines::Cancel;
 use crate::{Error, ErrorKind, Result, bail};
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
@@ -24,6 +28,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Run(Box<run::Args>),
+    Bench(Box<bench::Args>),
+    Perplexity(Box<perplexity::Args>),
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Verify(verify::Args),
@@ -47,32 +53,37 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The arguments as clap reads them; those of `mmq run` may be llama.cpp's.
+/// The arguments as clap reads them; those of `mmq run` may be llama.cpp's, those of `mmq bench` llama-bench's.
 fn spell_out(command: &clap::Command, arguments: Vec<OsString>) -> Result<arguments::Spelled> {
     let first = arguments.get(1).and_then(|first| first.to_str()).unwrap_or_default();
     if first.starts_with('-') && !["-h", "--help", "-V", "--version"].contains(&first) {
         bail!(Usage, "{first} without a command: `mmq run {first} …`, or `mmq --help`");
     }
-    if first != "run" {
-        return Ok(arguments::Spelled { arguments, notes: Vec::new() });
-    }
-    let run = command.find_subcommand("run").expect("it is a subcommand");
+    let flags = match first {
+        "run" => arguments::RUN,
+        "bench" => arguments::BENCH,
+        "perplexity" => arguments::PERPLEXITY,
+        _ => return Ok(arguments::Spelled { arguments, notes: Vec::new() }),
+    };
+    let subcommand = command.find_subcommand(first).expect("it is a subcommand");
     let takes_value = |flag: &str| {
-        run.get_arguments().filter(|arg| arg.get_action().takes_values()).any(|arg| match flag.strip_prefix("--") {
-            Some(long) => arg
-                .get_long_and_visible_aliases()
-                .into_iter()
-                .flatten()
-                .chain(arg.get_all_aliases().into_iter().flatten())
-                .any(|name| name == long),
-            None => flag
-                .strip_prefix('-')
-                .is_some_and(|short| arg.get_short().is_some_and(|c| short == c.encode_utf8(&mut [0; 4]))),
+        subcommand.get_arguments().filter(|arg| arg.get_action().takes_values()).any(|arg| {
+            match flag.strip_prefix("--") {
+                Some(long) => arg
+                    .get_long_and_visible_aliases()
+                    .into_iter()
+                    .flatten()
+                    .chain(arg.get_all_aliases().into_iter().flatten())
+                    .any(|name| name == long),
+                None => flag
+                    .strip_prefix('-')
+                    .is_some_and(|short| arg.get_short().is_some_and(|c| short == c.encode_utf8(&mut [0; 4]))),
+            }
         })
     };
     let mut arguments = arguments.into_iter();
     let head: Vec<_> = arguments.by_ref().take(2).collect();
-    let mut spelled = arguments::spell_out(arguments, takes_value)?;
+    let mut spelled = arguments::spell_out(flags, arguments, takes_value)?;
     spelled.arguments.splice(..0, head);
     Ok(spelled)
 }
@@ -81,10 +92,26 @@ fn start(matches: &ArgMatches, notes: Vec<String>) -> Result<()> {
     let cli = Cli::from_arg_matches(matches).map_err(|e| Error::new(ErrorKind::Usage, e.to_string()))?;
     match cli.command {
         Command::Run(args) => run::run(&args, &notes),
+        Command::Bench(args) => bench::run(&args, &notes),
+        Command::Perplexity(args) => perplexity::run(&args, &notes),
         Command::Inspect(args) => inspect::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Verify(args) => verify::run(&args),
     }
+}
+
+/// What Ctrl-C stops. The first waits for the layer at work; the second ends the program at once.
+fn catch_ctrl_c() -> Result<Cancel> {
+    let cancel = Cancel::default();
+    let handler = cancel.clone();
+    let handler = move || {
+        if handler.is_cancelled() {
+            std::process::exit(130);
+        }
+        handler.cancel();
+    };
+    ctrlc::set_handler(handler).map_err(|e| Error::new(ErrorKind::Io, format!("Ctrl-C cannot be caught: {e}")))?;
+    Ok(cancel)
 }
 
 /// What became of text for standard output. A reader that has gone away (`| head`) has seen enough.

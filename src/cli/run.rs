@@ -1,13 +1,14 @@
 //! `mmq run`: a prompt and pictures in, an answer out.
 
-mod report;
+pub(super) mod report;
 mod sampling;
 
 use super::arguments::unescape;
-use super::{printable, printed, read_text, say};
+use super::image_tokens::ImageTokensArgs;
+use super::{catch_ctrl_c, printable, printed, read_text, say};
 use crate::media::{self, DecodeOptions, Filter};
 use crate::pipelines::{
-    Cancel, Engine, EngineOptions, Finish, Generation, KvType, Session, SessionOptions, find_mmproj,
+    Engine, EngineOptions, Finish, Generation, KvType, Precision, Session, SessionOptions, find_mmproj,
 };
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Error, ErrorKind, Result, bail};
@@ -79,11 +80,11 @@ pub struct Args {
     #[arg(short, long, value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..=1024), help_heading = "Memory and speed")]
     threads: i64,
 
-    /// Type of the stored keys, f16 or f32 [-ctk]
+    /// Type of the stored keys: f16, f32, q8_0 or q4_0 [-ctk]
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type, help_heading = "Memory and speed")]
     cache_type_k: KvType,
 
-    /// Type of the stored values, f16 or f32 [-ctv]
+    /// Type of the stored values: f16, f32, q8_0 or q4_0 [-ctv]
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type, help_heading = "Memory and speed")]
     cache_type_v: KvType,
 
@@ -114,6 +115,13 @@ pub struct Args {
     /// Filter that pictures are resized with: bicubic, bilinear, lanczos or box
     #[arg(long, value_name = "FILTER", help_heading = "Pictures")]
     image_filter: Option<Filter>,
+
+    /// Precision of the vision encoder: f32, int8 (faster) or auto (int8 for files of float weights)
+    #[arg(long, value_name = "TYPE", default_value = "auto", help_heading = "Pictures")]
+    vision_precision: Precision,
+
+    #[command(flatten, next_help_heading = "Pictures")]
+    image_tokens: ImageTokensArgs,
 
     /// Colour under transparent pixels: white, black, grey or #rrggbb
     #[arg(long, value_name = "COLOUR", default_value = "white", value_parser = media::decode::parse_color, help_heading = "Pictures")]
@@ -174,27 +182,22 @@ impl Args {
     }
 }
 
-fn kv_type(name: &str) -> Result<KvType, String> {
+/// The type of stored keys or values that is called `name`.
+pub(super) fn kv_type(name: &str) -> Result<KvType, String> {
+    if let Some(kind) = KvType::ALL.into_iter().find(|kind| kind.name() == name) {
+        return Ok(kind);
+    }
     match name {
-        "f16" => Ok(KvType::F16),
-        "f32" => Ok(KvType::F32),
-        _ => Err("expected f16 or f32".into()),
+        "bf16" | "q4_1" | "iq4_nl" | "q5_0" | "q5_1" => {
+            Err(format!("{name} is not supported: take f16, f32, q8_0 or q4_0"))
+        }
+        _ => Err("expected f16, f32, q8_0 or q4_0".into()),
     }
 }
 
 /// Runs the command.
 pub fn run(args: &Args, notes: &[String]) -> Result<()> {
-    let cancel = Cancel::default();
-    let handler = cancel.clone();
-    // The second Ctrl-C ends the program at once: the first waits for the layer at work.
-    let handler = move || {
-        if handler.is_cancelled() {
-            std::process::exit(130);
-        }
-        handler.cancel();
-    };
-    ctrlc::set_handler(handler).map_err(|e| Error::new(ErrorKind::Io, format!("Ctrl-C cannot be caught: {e}")))?;
-
+    let cancel = catch_ctrl_c()?;
     let progress = Progress::new(!args.quiet);
     let mut report = Report::default();
     let note = |text: &str| {
@@ -206,7 +209,8 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     let options = SessionOptions {
         n_ctx: args.ctx_size as usize,
         n_ubatch: args.ubatch_size.min(args.batch_size) as usize,
-        kv_type: kv_pair(args)?,
+        cache_type_k: args.cache_type_k,
+        cache_type_v: args.cache_type_v,
         sampler: args.sampling.params()?,
     };
     let sources = image_sources(&args.image)?;
@@ -236,6 +240,7 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         let encoded = engine.encode_image(&image, Some(&cancel), Some(&mut show))?;
         report.encode += start.elapsed();
         report.n_image += encoded.n_tokens();
+        report.n_image_all += encoded.n_tokens_all();
         images.push(encoded);
     }
     progress.finish();
@@ -338,6 +343,8 @@ fn load(args: &Args, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine>
         chat_template,
         image_fit: args.image_fit.clone(),
         image_filter: args.image_filter,
+        vision_precision: args.vision_precision,
+        image_tokens: args.image_tokens.get(),
     };
     let Some(model) = &args.model else {
         if let Some(mmproj) = &args.mmproj {
@@ -361,13 +368,6 @@ fn load(args: &Args, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine>
     };
     progress.message("loading");
     Engine::load(model, mmproj, &options)
-}
-
-fn kv_pair(args: &Args) -> Result<KvType> {
-    if args.cache_type_k != args.cache_type_v {
-        bail!(Usage, "-ctk and -ctv: keys and values must be of one type for now");
-    }
-    Ok(args.cache_type_k)
 }
 
 /// The prompt of -p, of -f, or of a pipe.
@@ -406,7 +406,7 @@ fn system_prompt(args: &Args) -> Result<Option<String>> {
 }
 
 /// The single sources of `--image a,b --image c`; a data: URL has a comma of its own, and so may an existing file.
-fn image_sources(given: &[String]) -> Result<Vec<String>> {
+pub(super) fn image_sources(given: &[String]) -> Result<Vec<String>> {
     let whole = |source: &&String| source.starts_with("data:") || !source.contains(',') || Path::new(source).exists();
     let sources: Vec<String> = given
         .iter()
@@ -425,7 +425,7 @@ fn image_sources(given: &[String]) -> Result<Vec<String>> {
 }
 
 /// Puts [`IMAGE_MARKER`]s for `n` pictures where the prompt asks for them, or in front.
-fn place_images(prompt: &str, n: usize) -> Result<String> {
+pub(super) fn place_images(prompt: &str, n: usize) -> Result<String> {
     let placed = prompt.replace("<image>", IMAGE_MARKER);
     let n_markers = placed.matches(IMAGE_MARKER).count();
     if n_markers == 0 {

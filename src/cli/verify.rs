@@ -2,6 +2,7 @@
 
 use super::printed;
 use crate::gguf::Gguf;
+use crate::pipelines::Precision;
 use crate::pipelines::verify::{self, Check, Report};
 use crate::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
@@ -30,6 +31,10 @@ pub struct Args {
     /// Threads; -1: the physical cores worth using
     #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true, env = "MMQ_ARG_THREADS")]
     threads: i64,
+
+    /// Precision of vision encoders: f32, int8 or auto; what is recorded was computed in f32
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    vision_precision: Precision,
 }
 
 /// Runs the command.
@@ -40,7 +45,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut reports = Vec::new();
     let mut broken = Vec::new();
     for path in &args.fixtures {
-        match Gguf::open(path).and_then(|gguf| verify::verify(&gguf, n_threads)) {
+        match Gguf::open(path).and_then(|gguf| verify::verify(&gguf, n_threads, args.vision_precision)) {
             Ok(report) => {
                 if !args.json {
                     written = written.and_then(|()| print(&mut out, &report, args.quiet));

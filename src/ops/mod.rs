@@ -11,7 +11,7 @@ use crate::device::Cpu;
 use crate::tensor::Weight;
 use crate::{Error, ErrorKind, Result};
 pub use mmq_kernels::Norm;
-use mmq_kernels::{Activations, Attention, Input, Kernels, Kv, Product, Then};
+use mmq_kernels::{Activations, Attention, Dtype, Input, Kernels, Kv, Layout, Product, Then, Weights};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What a forward pass runs in: the device, the buffers that live from call to call, and who is watching.
@@ -175,6 +175,15 @@ pub fn gated(cx: &mut Cx<'_>, x: &[f32], norm: Norm<'_>, gate: &Linear, up: &Lin
     linear(cx, x, norm, [(gate, &mut *out), (up, &mut right)]);
     let width = gate.weight.n_rows();
     rows(cx, out, width, &|i, row| (cx.device.kernels.silu_mul)(row, &right[i * width..(i + 1) * width]));
+}
+
+/// Products of all rows of `x: [n, width]` with each other, in single precision: `out` becomes `[n, n]`.
+pub fn gram(cx: &mut Cx<'_>, x: &[f32], width: usize, out: &mut Vec<f32>) {
+    let n = x.len() / width;
+    let data: Vec<u8> = x.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let weights = Weights { dtype: Dtype::F32, layout: Layout::Rows, n_rows: n, n_cols: width, data: &data };
+    out.resize(n * n, 0.0);
+    products(cx, x, Norm::None, [Product { weights, bias: None, then: Then::Store, out }]);
 }
 
 /// `x += y`, element by element.

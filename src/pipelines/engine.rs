@@ -1,17 +1,20 @@
 //! A loaded model: text decoder, tokenizer, and if there is one the half that sees.
 
 use super::prompt::{EncodedImage, Piece, Prompt};
-use crate::architectures::{self, TextModel, VisionModel};
+use crate::architectures::{self, ImageRows, TextModel, VisionModel};
+use crate::blocks::image_tokens::ImageTokens;
 use crate::device::Cpu;
 use crate::gguf::Gguf;
 use crate::media::Filter;
 use crate::media::Image;
 use crate::media::preprocess::Fit;
 use crate::ops::{Cx, Trace};
+use crate::tensor::{Loader, Loading, Precision};
 use crate::text::template::{IMAGE_MARKER, Message};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::{Error, Result, bail};
-use mmq_kernels::Activations;
+use mmq_kernels::{Activations, Dtype};
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +30,31 @@ pub struct EngineOptions {
     pub image_fit: Option<String>,
     /// The filter that pictures are resized with, in place of bicubic.
     pub image_filter: Option<Filter>,
+    /// What the vision encoder and its projector compute with.
+    pub vision_precision: Precision,
+    /// Most tokens of each picture, and how they are made fewer; `None`: as many as the model makes.
+    pub image_tokens: Option<ImageTokens>,
+}
+
+/// What a text model is made of.
+#[derive(Clone, Debug)]
+pub struct ModelInfo {
+    /// Architecture and the type of most of its bytes: `llama Q4_0`.
+    pub kind: String,
+    /// Weights in all its tensors.
+    pub n_params: u64,
+    /// Bytes of its tensors as they lie in the file.
+    pub n_bytes: u64,
+}
+
+impl ModelInfo {
+    fn of(gguf: &Gguf) -> Result<ModelInfo> {
+        let architecture = gguf.metadata().str("general.architecture")?.unwrap_or_default();
+        let mut types = BTreeMap::<Dtype, usize>::new();
+        gguf.tensors().iter().for_each(|t| *types.entry(t.dtype).or_default() += t.n_bytes);
+        let most = types.iter().max_by_key(|(_, bytes)| **bytes).map_or("", |(dtype, _)| dtype.name());
+        Ok(ModelInfo { kind: format!("{architecture} {most}"), n_params: gguf.n_params(), n_bytes: gguf.n_bytes() })
+    }
 }
 
 /// A loaded model. Immutable and shared: any number of [`Session`](super::Session)s may run on it.
@@ -35,8 +63,10 @@ pub struct Engine {
     pub(crate) text: Box<dyn TextModel>,
     pub(crate) tokenizer: Tokenizer,
     vision: Option<Box<dyn VisionModel>>,
+    image_tokens: Option<ImageTokens>,
     template: ChatTemplate,
     name: String,
+    info: ModelInfo,
 }
 
 impl Engine {
@@ -64,9 +94,12 @@ impl Engine {
 
     /// Loads from files that are open already.
     pub fn from_gguf(text: &Gguf, mmproj: Option<&Gguf>, options: &EngineOptions) -> Result<Engine> {
-        let model = architectures::load_text(text)?;
+        let device = Cpu::new(options.n_threads);
+        let loading = Loading { team: Some(&device.team), vision: options.vision_precision };
+        let load = |gguf| Loader { gguf, loading };
+        let model = architectures::load_text(load(text))?;
         let vision_file = mmproj.or_else(|| text.tensor("v.patch_embd.weight").is_some().then_some(text));
-        let mut vision = vision_file.map(architectures::load_vision).transpose()?;
+        let mut vision = vision_file.map(|file| architectures::load_vision(load(file))).transpose()?;
         if let (Some(vision), Some(file)) = (&vision, vision_file)
             && vision.n_embd() != model.n_embd()
         {
@@ -103,12 +136,14 @@ impl Engine {
             None => ChatTemplate::pick(text.metadata(), vision_file.map(Gguf::metadata))?,
         };
         Ok(Engine {
-            device: Cpu::new(options.n_threads),
+            device,
             text: model,
             tokenizer,
             vision,
+            image_tokens: options.image_tokens,
             template,
             name: text.name().to_owned(),
+            info: ModelInfo::of(text)?,
         })
     }
 
@@ -123,6 +158,16 @@ impl Engine {
             Some(vision) => format!("{}; {}", self.text.describe(), vision.describe()),
             None => self.text.describe(),
         }
+    }
+
+    /// What the text model is made of.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// The instruction set that its kernels use: `avx2`, for one.
+    pub fn level(&self) -> &'static str {
+        self.device.kernels.level.name()
     }
 
     /// Whether it can look at pictures.
@@ -185,10 +230,11 @@ impl Engine {
         if image.rgb.is_empty() || n_bytes != Some(image.rgb.len()) {
             bail!(Usage, "a picture of {}x{} cannot have {} bytes", image.width, image.height, image.rgb.len());
         }
-        let rows = vision.encode(cx, image, name)?;
+        let ImageRows { rows, n_all } = vision.encode(cx, image, self.image_tokens, name)?;
         let mut hasher = DefaultHasher::new();
-        (image.width, image.height, &image.rgb).hash(&mut hasher);
-        Ok(Arc::new(EncodedImage { n_tokens: rows.len() / vision.n_embd(), rows, id: hasher.finish() }))
+        (image.width, image.height, &image.rgb, self.image_tokens).hash(&mut hasher);
+        let n_tokens = rows.len() / vision.n_embd();
+        Ok(Arc::new(EncodedImage { rows, n_tokens, n_tokens_all: n_all, id: hasher.finish() }))
     }
 
     /// Writes a conversation with the chat template; the answer comes next. Each [`IMAGE_MARKER`] in the messages stands

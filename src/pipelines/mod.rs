@@ -1,11 +1,14 @@
 //! What interfaces talk to: a loaded [`Engine`], shared and immutable, and a [`Session`], one timeline on it.
 
 mod engine;
+pub mod evaluate;
 mod prompt;
 mod session;
 pub mod verify;
 
+pub use crate::blocks::image_tokens::{ImageTokens, Reduction};
 pub use crate::blocks::kv_cache::KvType;
-pub use engine::{Engine, EngineOptions, find_mmproj};
+pub use crate::tensor::Precision;
+pub use engine::{Engine, EngineOptions, ModelInfo, find_mmproj};
 pub use prompt::{EncodedImage, Piece, Prompt};
 pub use session::{Answer, Cancel, Finish, Generation, Session, SessionOptions};

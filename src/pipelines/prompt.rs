@@ -8,7 +8,8 @@ pub struct EncodedImage {
     /// `[n_tokens, n_embd]`.
     pub(crate) rows: Vec<f32>,
     pub(crate) n_tokens: usize,
-    /// Tells pictures apart in a timeline: a hash of the pixels.
+    pub(crate) n_tokens_all: usize,
+    /// Tells pictures apart in a timeline: a hash of the pixels and of how many tokens were asked for.
     pub(crate) id: u64,
 }
 
@@ -16,6 +17,11 @@ impl EncodedImage {
     /// How many positions it takes in the context.
     pub fn n_tokens(&self) -> usize {
         self.n_tokens
+    }
+
+    /// How many it would take without [`EngineOptions::image_tokens`](super::EngineOptions::image_tokens).
+    pub fn n_tokens_all(&self) -> usize {
+        self.n_tokens_all
     }
 }
 

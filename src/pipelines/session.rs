@@ -3,13 +3,13 @@
 use super::engine::Engine;
 use super::prompt::{Piece, Prompt, Slot};
 use crate::architectures::Logits;
-use crate::blocks::kv_cache::{KvCache, KvType};
+use crate::blocks::kv_cache::{KvCache, KvType, KvTypes};
 use crate::ops::{Cx, Trace};
 use crate::text::stop::StopMatcher;
 use crate::text::{Sampler, SamplerParams, StreamDecoder};
 use crate::{ErrorKind, Result, bail};
 use mmq_kernels::Activations;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,15 +20,23 @@ pub struct SessionOptions {
     pub n_ctx: usize,
     /// Most tokens that go through the model at once.
     pub n_ubatch: usize,
-    /// How keys and values are stored.
-    pub kv_type: KvType,
+    /// How keys are stored.
+    pub cache_type_k: KvType,
+    /// How values are stored.
+    pub cache_type_v: KvType,
     /// How tokens are chosen.
     pub sampler: SamplerParams,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        SessionOptions { n_ctx: 0, n_ubatch: 512, kv_type: KvType::F16, sampler: SamplerParams::default() }
+        SessionOptions {
+            n_ctx: 0,
+            n_ubatch: 512,
+            cache_type_k: KvType::F16,
+            cache_type_v: KvType::F16,
+            sampler: SamplerParams::default(),
+        }
     }
 }
 
@@ -110,14 +118,14 @@ impl Session {
     /// A session at the beginning of its context, which `cancel` stops.
     ///
     /// # Errors
-    /// Sampler parameters that make no sense.
+    /// Sampler parameters that make no sense; cache types whose blocks do not fit the model's heads.
     pub fn new(engine: &Arc<Engine>, options: &SessionOptions, cancel: &Cancel) -> Result<Session> {
         let n_ctx = if options.n_ctx == 0 { engine.n_ctx_train() } else { options.n_ctx };
         if options.n_ubatch == 0 {
             bail!(Usage, "a batch of 0 tokens (-ub)");
         }
         Ok(Session {
-            cache: engine.text.new_cache(n_ctx, options.kv_type),
+            cache: engine.text.new_cache(n_ctx, KvTypes { k: options.cache_type_k, v: options.cache_type_v })?,
             timeline: Vec::new(),
             logits: Vec::new(),
             pending: None,
@@ -160,34 +168,7 @@ impl Session {
     /// # Errors
     /// A prompt that is empty, longer than the context or of unknown tokens; the session's [`Cancel`].
     pub fn sync(&mut self, prompt: &Prompt, mut progress: Option<&mut dyn FnMut(f32)>) -> Result<usize> {
-        let slots = prompt.slots();
-        if slots.is_empty() {
-            bail!(Usage, "the prompt is empty");
-        }
-        if slots.len() > self.n_ctx() {
-            bail!(
-                ContextFull,
-                "the prompt takes {} tokens, the context holds {}: raise -c, or shorten the prompt",
-                slots.len(),
-                self.n_ctx()
-            );
-        }
-        let n_embd = self.engine.text.n_embd();
-        for piece in &prompt.pieces {
-            if let Piece::Image(image) = piece
-                && image.rows.len() != image.n_tokens * n_embd
-            {
-                bail!(Mismatch, "a picture was encoded by another model than {}", self.engine.name());
-            }
-        }
-        let n_vocab = self.engine.text.n_vocab();
-        for slot in &slots {
-            if let Slot::Token(token) = slot
-                && *token as usize >= n_vocab
-            {
-                bail!(Usage, "token {token} is beyond the vocabulary of {n_vocab}");
-            }
-        }
+        let slots = self.check(prompt)?;
         // The last token always runs again: its logits are wanted.
         let common = self.timeline.iter().zip(&slots).take_while(|(a, b)| a == b).count().min(slots.len() - 1);
         self.cache.truncate(common);
@@ -218,6 +199,104 @@ impl Session {
         Ok(total)
     }
 
+    /// The slots of a prompt that this session can take.
+    fn check(&self, prompt: &Prompt) -> Result<Vec<Slot>> {
+        let slots = prompt.slots();
+        if slots.is_empty() {
+            bail!(Usage, "the prompt is empty");
+        }
+        if slots.len() > self.n_ctx() {
+            bail!(
+                ContextFull,
+                "the prompt takes {} tokens, the context holds {}: raise -c, or shorten the prompt",
+                slots.len(),
+                self.n_ctx()
+            );
+        }
+        let n_embd = self.engine.text.n_embd();
+        for piece in &prompt.pieces {
+            if let Piece::Image(image) = piece
+                && image.rows.len() != image.n_tokens * n_embd
+            {
+                bail!(Mismatch, "a picture was encoded by another model than {}", self.engine.name());
+            }
+        }
+        let n_vocab = self.engine.text.n_vocab();
+        for slot in &slots {
+            if let Slot::Token(token) = slot
+                && *token as usize >= n_vocab
+            {
+                bail!(Usage, "token {token} is beyond the vocabulary of {n_vocab}");
+            }
+        }
+        Ok(slots)
+    }
+
+    /// Takes positions `range` of a prompt through the model in one pass and writes the logits after the last `n_logits` of
+    /// them: `[n_logits, n_vocab]`. Of the timeline so far, which must reach to `range`, only what lies before it stays.
+    ///
+    /// # Errors
+    /// A prompt that is empty, longer than the context or of unknown tokens; a range that is empty, beyond the prompt or
+    /// not behind the timeline; the session's [`Cancel`].
+    pub(super) fn score(
+        &mut self,
+        prompt: &Prompt,
+        range: Range<usize>,
+        n_logits: usize,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        let slots = self.check(prompt)?;
+        if range.is_empty() || range.end > slots.len() || slots.get(..range.start) != self.timeline.get(..range.start) {
+            bail!(Usage, "positions {range:?} of a prompt of {} cannot follow {}", slots.len(), self.timeline.len());
+        }
+        self.truncate(range.start);
+        let mut x = self.embed(prompt, range.start, range.end);
+        // The session's own buffer is for the logits after the last token.
+        std::mem::swap(&mut self.logits, logits);
+        let done = self.forward(&mut x, Logits::Tail(n_logits), None, None);
+        std::mem::swap(&mut self.logits, logits);
+        done?;
+        self.timeline.extend_from_slice(&slots[range]);
+        Ok(())
+    }
+
+    /// Forgets everything behind the first `n` positions.
+    pub fn truncate(&mut self, n: usize) {
+        self.cache.truncate(n);
+        self.timeline.truncate(n);
+        self.pending = None;
+        self.logits.clear();
+    }
+
+    /// Takes tokens through the model behind the timeline so far; [`Session::logits`] are those after the last of them.
+    /// Nothing is sampled, and the sampler does not hear of them.
+    ///
+    /// # Errors
+    /// No tokens, unknown ones, or more than the context has room for; the session's [`Cancel`].
+    pub fn extend(&mut self, tokens: &[u32]) -> Result<()> {
+        if tokens.is_empty() {
+            bail!(Usage, "no tokens to go on with");
+        }
+        let n_vocab = self.engine.text.n_vocab();
+        if let Some(token) = tokens.iter().find(|token| **token as usize >= n_vocab) {
+            bail!(Usage, "token {token} is beyond the vocabulary of {n_vocab}");
+        }
+        if tokens.len() > self.n_ctx() - self.n_past() {
+            let (n, past, n_ctx) = (tokens.len(), self.n_past(), self.n_ctx());
+            bail!(ContextFull, "{n} tokens do not fit behind {past}: the context holds {n_ctx}");
+        }
+        self.truncate(self.timeline.len());
+        let n_batches = tokens.len().div_ceil(self.n_ubatch);
+        for (i, batch) in tokens.chunks(self.n_ubatch).enumerate() {
+            let mut x = Vec::with_capacity(batch.len() * self.engine.text.n_embd());
+            self.engine.text.embed(batch, &mut x);
+            let which = if i + 1 == n_batches { Logits::Last } else { Logits::None };
+            self.forward(&mut x, which, None, None)?;
+            self.timeline.extend(batch.iter().map(|token| Slot::Token(*token)));
+        }
+        Ok(())
+    }
+
     /// Runs a whole prompt from an empty context and records every named activation, with logits after every token.
     pub(crate) fn sync_traced(&mut self, prompt: &Prompt, trace: &mut Trace) -> Result<()> {
         self.cache.truncate(0);
@@ -225,7 +304,7 @@ impl Session {
         self.pending = None;
         self.logits.clear();
         let mut x = self.embed(prompt, 0, prompt.n_tokens());
-        self.forward(&mut x, Logits::All, Some(trace), None)?;
+        self.forward(&mut x, Logits::Tail(prompt.n_tokens()), Some(trace), None)?;
         self.timeline = prompt.slots();
         self.logits.drain(..self.logits.len() - self.engine.text.n_vocab());
         Ok(())

@@ -1,19 +1,61 @@
 //! Typed views of stored tensors: what models are made of. No arithmetic here.
 
 use crate::gguf::{Bytes, Gguf, TensorInfo};
-use crate::{Dtype, Result, bail};
-use mmq_kernels::{Layout, Weights, kernels};
+use crate::{Dtype, Error, Result, bail};
+use mmq_kernels::panel::PANEL_ROWS;
+use mmq_kernels::{Layout, Team, Weights, interleave, kernels, round};
 
-/// A matrix of any runnable type, left where it is stored: `[n_rows, n_cols]`, rows are output features.
+/// What a vision encoder and its projector compute with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// [`Precision::Int8`] for files of float weights; quantized ones are used as they are.
+    #[default]
+    Auto,
+    /// Weights as they are stored; float ones multiply float activations.
+    F32,
+    /// Float weights are rounded to 8 bits in blocks of 32 (Q8_0) at load, and multiply activations rounded likewise.
+    Int8,
+}
+
+impl std::str::FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Precision> {
+        match name {
+            "auto" => Ok(Precision::Auto),
+            "f32" => Ok(Precision::F32),
+            "int8" => Ok(Precision::Int8),
+            _ => bail!(Usage, "expected f32, int8 or auto, got {name:?}"),
+        }
+    }
+}
+
+/// How weights come into memory.
+#[derive(Clone, Copy, Default)]
+pub struct Loading<'a> {
+    /// The threads that make new forms of weights. Without them everything stays as it is stored: nothing will be run.
+    pub team: Option<&'a Team>,
+    /// For vision encoders and projectors.
+    pub vision: Precision,
+}
+
+/// A matrix of any runnable type: `[n_rows, n_cols]`, rows are output features. Left where it is stored, or made at load.
 #[derive(Clone)]
 pub struct Weight {
     dtype: Dtype,
+    layout: Layout,
     n_rows: usize,
     n_cols: usize,
     bytes: Bytes,
 }
 
 impl Weight {
+    /// A matrix made at load: `data` holds `n_rows · dtype.row_bytes(n_cols)` bytes in `layout`.
+    pub fn made(dtype: Dtype, layout: Layout, n_rows: usize, n_cols: usize, data: Vec<u8>) -> Weight {
+        assert_eq!(dtype.row_bytes(n_cols).map(|n| n * n_rows), Some(data.len()));
+        Weight { dtype, layout, n_rows, n_cols, bytes: Bytes::from(data) }
+    }
+
     /// Output features.
     pub fn n_rows(&self) -> usize {
         self.n_rows
@@ -31,12 +73,18 @@ impl Weight {
 
     /// The matrix as kernels take it.
     pub fn view(&self) -> Weights<'_> {
-        Weights { dtype: self.dtype, layout: Layout::Rows, n_rows: self.n_rows, n_cols: self.n_cols, data: &self.bytes }
+        Weights { dtype: self.dtype, layout: self.layout, n_rows: self.n_rows, n_cols: self.n_cols, data: &self.bytes }
     }
 
     /// Expands row `i` into `out: [n_cols]`.
     pub fn row(&self, i: usize, out: &mut [f32]) {
         let n = self.bytes.len() / self.n_rows;
+        let first = i - i % PANEL_ROWS;
+        if self.layout == Layout::Panels && first + PANEL_ROWS <= self.n_rows {
+            let mut row = vec![0; n];
+            interleave::row(self.dtype, &self.bytes[first * n..][..PANEL_ROWS * n], i - first, &mut row);
+            return (kernels().dequantize)(self.dtype, &row, out);
+        }
         (kernels().dequantize)(self.dtype, &self.bytes[i * n..(i + 1) * n], out);
     }
 }
@@ -46,9 +94,16 @@ impl Weight {
 pub struct Loader<'a> {
     /// The file.
     pub gguf: &'a Gguf,
+    /// What becomes of its weights.
+    pub loading: Loading<'a>,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
+    /// A loader that leaves everything as it is stored.
+    pub fn stored(gguf: &'a Gguf) -> Loader<'a> {
+        Loader { gguf, loading: Loading::default() }
+    }
+
     /// Whether the file has the tensor.
     pub fn has(&self, name: &str) -> bool {
         self.gguf.tensor(name).is_some()
@@ -87,7 +142,24 @@ impl Loader<'_> {
                 info.dtype
             );
         }
-        Ok(Weight { dtype: info.dtype, n_rows, n_cols, bytes: self.gguf.bytes(info) })
+        let bytes = self.gguf.bytes(info);
+        Ok(Weight { dtype: info.dtype, layout: Layout::Rows, n_rows, n_cols, bytes })
+    }
+
+    /// As [`Loader::weight`], for a layer of a vision encoder or projector: in [`Loading::vision`] precision. Rows that are no
+    /// multiple of 32 long stay float.
+    pub fn vision_weight(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
+        let stored = self.weight(name, n_rows, n_cols)?;
+        let is_float = matches!(stored.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
+        match self.loading {
+            Loading { team: Some(team), vision: Precision::Auto | Precision::Int8 }
+                if is_float && n_cols.is_multiple_of(32) =>
+            {
+                let data = round::to_q8_0(team, stored.view(), round::Steps::of(kernels().level));
+                Ok(Weight::made(Dtype::Q8_0, Layout::Panels, n_rows, n_cols, data))
+            }
+            _ => Ok(stored),
+        }
     }
 
     /// A vector of `n` floats, whatever it is stored as: norms, biases, embeddings that are added.

@@ -1,7 +1,7 @@
 //! The scalar kernels: complete, plain, and the specification of every other level.
 
 pub(crate) mod activation;
-mod attention;
+pub(crate) mod attention;
 pub(crate) mod dequantize;
 pub(crate) mod dot;
 mod elementwise;
@@ -9,6 +9,7 @@ pub(crate) mod few;
 pub(crate) mod norm;
 pub(crate) mod quantize;
 mod rope;
+pub(crate) mod softmax;
 pub(crate) mod unpack;
 
 use crate::panel::{Columns, FLOAT_COLS, Form, PANEL_COLS, PANEL_ROWS};
@@ -35,10 +36,14 @@ pub fn table() -> Kernels {
         gelu_tanh: activation::gelu_tanh,
         gelu_quick: activation::gelu_quick,
         add: elementwise::add,
+        sum_exp: softmax::sum_exp,
+        cross_exp: softmax::cross_exp,
         to_f16: elementwise::to_f16,
         from_f16: elementwise::from_f16,
         rope: rope::rope,
         attend: attention::attend,
+        expand_keys: attention::expand_keys,
+        transpose: attention::transpose,
     }
 }
 

@@ -1,14 +1,25 @@
 //! Kernels for x86-64: one folder for each instruction set.
 
 mod avx2;
+mod avx512;
 
 use crate::{Kernels, Level};
 
 /// Appends the table of each level that this processor supports. Each level starts from the one before it.
 pub(crate) fn extend(tables: &mut Vec<Kernels>) {
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-        let mut table = Kernels { level: Level::Avx2, ..tables[tables.len() - 1] };
-        avx2::extend(&mut table);
+    macro_rules! detected {
+        ($($feature:tt)*) => { true $(&& is_x86_feature_detected!($feature))* };
+    }
+    let mut push = |level, extend: fn(&mut Kernels)| {
+        let mut table = Kernels { level, ..tables[tables.len() - 1] };
+        extend(&mut table);
         tables.push(table);
+    };
+    if !detected!("avx2" "fma" "f16c") {
+        return;
+    }
+    push(Level::Avx2, avx2::extend);
+    if detected!("avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vnni") {
+        push(Level::Avx512, avx512::extend);
     }
 }

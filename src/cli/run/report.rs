@@ -2,6 +2,7 @@
 
 use crate::pipelines::{Answer, Engine, Finish, Session};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -20,16 +21,16 @@ impl Progress {
     }
 
     /// Says what begins, of which nobody knows how long it takes.
-    pub fn message(&self, what: &'static str) {
+    pub fn message(&self, what: impl Into<Cow<'static, str>>) {
         self.begin(what, "{msg} …");
     }
 
     /// Says what begins; [`Progress::set`] tells how much of it is done.
-    pub fn start(&self, what: &'static str) {
+    pub fn start(&self, what: impl Into<Cow<'static, str>>) {
         self.begin(what, "{msg} [{bar:30}] {percent}%");
     }
 
-    fn begin(&self, what: &'static str, template: &str) {
+    fn begin(&self, what: impl Into<Cow<'static, str>>, template: &str) {
         self.finish();
         let target = if self.shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let style = ProgressStyle::with_template(template).expect("the template is valid");
@@ -72,6 +73,8 @@ pub struct Report {
     pub first_token: Option<Duration>,
     /// Image tokens.
     pub n_image: usize,
+    /// Image tokens that there would be without a limit.
+    pub n_image_all: usize,
     /// Tokens of the prompt, image tokens included.
     pub n_prompt: usize,
     /// Tokens of the answer.
@@ -106,6 +109,9 @@ impl Report {
         if let Some(time) = self.first_token {
             row("first token", time, None);
         }
+        if self.n_image < self.n_image_all {
+            table += &format!("\nimage tokens: {} kept of {}", self.n_image, self.n_image_all);
+        }
         table
     }
 
@@ -129,6 +135,7 @@ impl Report {
             "n_ctx": session.n_ctx(),
             "n_prompt": self.n_prompt,
             "n_image": self.n_image,
+            "n_image_all": self.n_image_all,
             "n_generated": self.n_generated,
             "timings": {
                 "load_ms": ms(self.load),

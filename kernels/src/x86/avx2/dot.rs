@@ -13,14 +13,37 @@ pub fn dot(form: Form, panel: &Panel, n: usize, x: Columns<'_>, first: usize, ac
     // SAFETY: this function is in the table of processors with AVX2 and FMA only.
     unsafe {
         match form {
-            Form::Unsigned { group: 32, bits: ..=4 } => tokens::<8, 8, false>(panel, n, x, first, acc),
-            Form::Unsigned { group: 32, .. } => tokens::<8, 4, false>(panel, n, x, first, acc),
-            Form::Unsigned { bits: ..=5, .. } => tokens::<4, 4, false>(panel, n, x, first, acc),
-            Form::Unsigned { .. } => tokens::<4, 2, false>(panel, n, x, first, acc),
-            Form::Signed => tokens::<8, 1, true>(panel, n, x, first, acc),
+            Form::Unsigned { group: 32, bits: ..=4 } => tokens::<8, 8, UNSIGNED>(panel, n, x, first, acc),
+            Form::Unsigned { group: 32, .. } => tokens::<8, 4, UNSIGNED>(panel, n, x, first, acc),
+            Form::Unsigned { bits: ..=5, .. } => tokens::<4, 4, UNSIGNED>(panel, n, x, first, acc),
+            Form::Unsigned { .. } => tokens::<4, 2, UNSIGNED>(panel, n, x, first, acc),
+            Form::Signed if acc.len() >= WORTH_A_LOOK && narrow(panel, n) => {
+                tokens::<8, 1, NARROW>(panel, n, x, first, acc)
+            }
+            Form::Signed => tokens::<8, 1, SIGNED>(panel, n, x, first, acc),
             Form::Float => unreachable!("checked above"),
         }
     }
+}
+
+/// Quants that multiply as they are.
+const UNSIGNED: u8 = 0;
+/// Quants whose sign moves to the activations, which costs an instruction for each vector of products.
+const SIGNED: u8 = 1;
+/// Quants in `-64..=63`: with 64 added, pairs of products still fit an i16, and 64 times the sum of the activations is taken
+/// off again.
+const NARROW: u8 = 2;
+/// Tokens from which on it pays to look whether quants are narrow.
+const WORTH_A_LOOK: usize = 16;
+
+/// Whether all quants of the first `n` columns are in `-64..=63`.
+#[target_feature(enable = "avx2")]
+fn narrow(panel: &Panel, n: usize) -> bool {
+    let mut outside = _mm256_setzero_si256();
+    for q in panel.q[..n / 4].as_flattened().as_chunks().0 {
+        outside = _mm256_or_si256(outside, _mm256_add_epi8(load(q), _mm256_set1_epi8(64)));
+    }
+    _mm256_movemask_epi8(outside) == 0
 }
 
 /// The activations of one token from the first column of a panel on.
@@ -29,12 +52,13 @@ struct Token<'a> {
     q: &'a [i8],
     scale: &'a [f32],
     sum: &'a [f32],
+    total: &'a [[i32; 2]],
 }
 
 /// Walks the tokens by tiles. `STEPS` times 4 columns share a scale; `CHAIN` products of pairs fit an i16: 8 for quants of
-/// up to 4 bits (8 · 2 · 15 · 127 < 2¹⁵), 4 for 5 bits, 2 for 6, 1 for signed ones.
+/// up to 4 bits (8 · 2 · 15 · 127 < 2¹⁵), 4 for 5 bits, 2 for 6, 1 for signed ones, narrow or not.
 #[target_feature(enable = "avx2,fma")]
-fn tokens<const STEPS: usize, const CHAIN: usize, const SIGNED: bool>(
+fn tokens<const STEPS: usize, const CHAIN: usize, const KIND: u8>(
     panel: &Panel,
     n: usize,
     x: Columns<'_>,
@@ -44,26 +68,31 @@ fn tokens<const STEPS: usize, const CHAIN: usize, const SIGNED: bool>(
     let token = |t: usize| {
         let at = t * x.n_cols + first;
         let sum = if STEPS == 4 { &x.sum16[at / 16..] } else { &x.sum32[at / 32..] };
-        Token { q: &x.q[at..at + n], scale: &x.scale[at / 32..][..n / 32], sum: &sum[..n / (4 * STEPS)] }
+        Token {
+            q: &x.q[at..at + n],
+            scale: &x.scale[at / 32..][..n / 32],
+            sum: &sum[..n / (4 * STEPS)],
+            total: x.total[at / 16..][..n / 16].as_chunks().0,
+        }
     };
     let (tiles, rest) = acc.as_chunks_mut::<4>();
     for (i, acc) in tiles.iter_mut().enumerate() {
         let x = [token(4 * i), token(4 * i + 1), token(4 * i + 2), token(4 * i + 3)];
-        tile::<STEPS, CHAIN, SIGNED, 4>(panel, n, &x, acc);
+        tile::<STEPS, CHAIN, KIND, 4>(panel, n, &x, acc);
     }
     let t = 4 * tiles.len();
     match rest {
         [a, b, c] => {
             let mut acc = [*a, *b, *c];
-            tile::<STEPS, CHAIN, SIGNED, 3>(panel, n, &[token(t), token(t + 1), token(t + 2)], &mut acc);
+            tile::<STEPS, CHAIN, KIND, 3>(panel, n, &[token(t), token(t + 1), token(t + 2)], &mut acc);
             [*a, *b, *c] = acc;
         }
         [a, b] => {
             let mut acc = [*a, *b];
-            tile::<STEPS, CHAIN, SIGNED, 2>(panel, n, &[token(t), token(t + 1)], &mut acc);
+            tile::<STEPS, CHAIN, KIND, 2>(panel, n, &[token(t), token(t + 1)], &mut acc);
             [*a, *b] = acc;
         }
-        [a] => tile::<STEPS, CHAIN, SIGNED, 1>(panel, n, &[token(t)], std::array::from_mut(a)),
+        [a] => tile::<STEPS, CHAIN, KIND, 1>(panel, n, &[token(t)], std::array::from_mut(a)),
         _ => {}
     }
 }
@@ -95,7 +124,7 @@ fn pin<const T: usize>(sums: &mut [[__m256i; 2]; T]) {
 
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn tile<const STEPS: usize, const CHAIN: usize, const SIGNED: bool, const T: usize>(
+fn tile<const STEPS: usize, const CHAIN: usize, const KIND: u8, const T: usize>(
     panel: &Panel,
     n: usize,
     x: &[Token<'_>; T],
@@ -115,18 +144,28 @@ fn tile<const STEPS: usize, const CHAIN: usize, const SIGNED: bool, const T: usi
     let (w, _) = panel.q[..n / 4].as_chunks::<STEPS>();
     for (g, ((w, scale), min)) in w.iter().zip(&panel.scale[..groups]).zip(&panel.min[..groups]).enumerate() {
         let mut wide = [[_mm256_setzero_si256(); 2]; T];
+        if KIND == NARROW {
+            for t in 0..T {
+                let [low, high] = x[t].total[g * STEPS / 8];
+                wide[t] = [_mm256_set1_epi32(-64 * (low + high)); 2];
+            }
+        }
         for c in 0..STEPS / CHAIN {
             let mut narrow = [[_mm256_setzero_si256(); 2]; T];
             for s in c * CHAIN..(c + 1) * CHAIN {
                 let w = w[s].as_chunks().0;
                 let w = [load(&w[0]), load(&w[1])];
-                let size = if SIGNED { [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])] } else { w };
+                let size = match KIND {
+                    SIGNED => w.map(|w| _mm256_abs_epi8(w)),
+                    NARROW => w.map(|w| _mm256_add_epi8(w, _mm256_set1_epi8(64))),
+                    _ => w,
+                };
                 for t in 0..T {
                     // SAFETY: these are columns `4 · (g · STEPS + s)..` of the `n` that each token has.
                     let q = unsafe { x[t].q.as_ptr().add(4 * (g * STEPS + s)).cast::<i32>().read_unaligned() };
                     let q = _mm256_set1_epi32(q);
                     for half in 0..2 {
-                        let q = if SIGNED { _mm256_sign_epi8(q, w[half]) } else { q };
+                        let q = if KIND == SIGNED { _mm256_sign_epi8(q, w[half]) } else { q };
                         let pairs = _mm256_maddubs_epi16(size[half], q);
                         if CHAIN == 1 {
                             wide[t][half] = _mm256_add_epi32(wide[t][half], _mm256_madd_epi16(pairs, ones));
@@ -154,7 +193,7 @@ fn tile<const STEPS: usize, const CHAIN: usize, const SIGNED: bool, const T: usi
             for half in 0..2 {
                 let scale = _mm256_mul_ps(scale[half], _mm256_set1_ps(*scale_x));
                 total[t][half] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(wide[t][half]), total[t][half]);
-                if !SIGNED {
+                if KIND == UNSIGNED {
                     total[t][half] = _mm256_fnmadd_ps(min[half], _mm256_set1_ps(*sum), total[t][half]);
                 }
             }

@@ -4,7 +4,7 @@
 //! to this folder and reach a table through [`extend`] only.
 
 mod activation;
-mod attention;
+pub(super) mod attention;
 mod dequantize;
 mod dot;
 mod elementwise;
@@ -12,10 +12,12 @@ mod few;
 mod norm;
 mod quantize;
 mod rope;
+mod softmax;
 mod unpack;
 
 use crate::Kernels;
 use crate::attention::{Rows, Tile};
+use crate::kv::KvType;
 use std::arch::x86_64::*;
 
 /// Overrides entries of `table`. Only for processors with AVX2, FMA and F16C.
@@ -37,8 +39,8 @@ const LANES: usize = 8;
 
 /// Safe entries for the table around functions that need AVX2.
 macro_rules! entries {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) = $kernel:path;)*) => { $(
-        fn $name($($arg: $ty),*) {
+    ($(fn $name:ident($($arg:ident: $ty:ty),*) $(-> $result:ty)? = $kernel:path;)*) => { $(
+        fn $name($($arg: $ty),*) $(-> $result)? {
             // SAFETY: these entries reach a table through `extend` only, which is called where AVX2, FMA and F16C were detected.
             unsafe { $kernel($($arg),*) }
         }
@@ -54,10 +56,14 @@ entries! {
     fn gelu_tanh(x: &mut [f32]) = activation::gelu_tanh;
     fn gelu_quick(x: &mut [f32]) = activation::gelu_quick;
     fn add(x: &mut [f32], y: &[f32]) = elementwise::add;
+    fn sum_exp(x: &[f32]) -> (f32, f64) = softmax::sum_exp;
+    fn cross_exp(x: &[f32], x_max: f32, y: &[f32], y_max: f32) -> f64 = softmax::cross_exp;
     fn to_f16(x: &[f32], y: &mut [u16]) = elementwise::to_f16;
     fn from_f16(x: &[u16], y: &mut [f32]) = elementwise::from_f16;
     fn rope(x: &mut [f32], cos: &[f32], sin: &[f32]) = rope::rope;
     fn attend(rows: &mut Rows<'_>, tile: &Tile<'_>) = attention::attend;
+    fn expand_keys(kind: KvType, bytes: &[u8], out: &mut [f32]) = attention::expand_keys;
+    fn transpose(x: &[f32], stride: usize, n: usize, out: &mut [f32]) = attention::transpose;
 }
 
 /// The part of [`extend`] for functions of floats.
@@ -70,10 +76,14 @@ fn extend_math(table: &mut Kernels) {
     table.gelu_tanh = gelu_tanh;
     table.gelu_quick = gelu_quick;
     table.add = add;
+    table.sum_exp = sum_exp;
+    table.cross_exp = cross_exp;
     table.to_f16 = to_f16;
     table.from_f16 = from_f16;
     table.rope = rope;
     table.attend = attend;
+    table.expand_keys = expand_keys;
+    table.transpose = transpose;
 }
 
 /// The elements of `x`, at most [`LANES`], followed by zeros.

@@ -4,16 +4,16 @@ use super::{load_floats, store};
 use crate::scalar::quantize::steps;
 use std::arch::x86_64::*;
 
-pub fn quantize(x: &[f32], q: &mut [i8], scale: &mut [f32], sum16: &mut [f32], sum32: &mut [f32]) {
+pub fn quantize(x: &[f32], q: &mut [i8], scale: &mut [f32], sum16: &mut [f32], sum32: &mut [f32], total: &mut [i32]) {
     let n = x.len();
     assert!(n.is_multiple_of(32));
-    assert_eq!((q.len(), scale.len(), sum16.len(), sum32.len()), (n, n / 32, n / 16, n / 32));
+    assert_eq!((q.len(), scale.len(), sum16.len(), sum32.len(), total.len()), (n, n / 32, n / 16, n / 32, n / 16));
     // SAFETY: this function is in the table of processors with AVX2 only.
-    unsafe { blocks(x, q, scale, sum16, sum32) }
+    unsafe { blocks(x, q, scale, sum16, sum32, total) }
 }
 
 #[target_feature(enable = "avx2")]
-fn blocks(x: &[f32], q: &mut [i8], scale: &mut [f32], sum16: &mut [f32], sum32: &mut [f32]) {
+fn blocks(x: &[f32], q: &mut [i8], scale: &mut [f32], sum16: &mut [f32], sum32: &mut [f32], total: &mut [i32]) {
     let sign = _mm256_set1_epi32(i32::MIN);
     for (i, (x, to)) in x.as_chunks::<32>().0.iter().zip(q.as_chunks_mut::<32>().0).enumerate() {
         let x = x.as_chunks::<8>().0;
@@ -48,6 +48,8 @@ fn blocks(x: &[f32], q: &mut [i8], scale: &mut [f32], sum16: &mut [f32], sum32: 
         let low = _mm_cvtsi128_si32(_mm256_castsi256_si128(sums));
         let high = _mm_cvtsi128_si32(_mm256_extracti128_si256::<1>(sums));
         scale[i] = d;
+        total[2 * i] = low;
+        total[2 * i + 1] = high;
         sum16[2 * i] = d * low as f32;
         sum16[2 * i + 1] = d * high as f32;
         sum32[i] = d * (low + high) as f32;

@@ -1,0 +1,140 @@
+//! Float weights to 8 bits when a model is loaded: Q8_0 blocks, interleaved.
+
+use crate::block::Q8_0;
+use crate::interleave::interleave;
+use crate::panel::PANEL_ROWS;
+use crate::team::Disjoint;
+use crate::{Dtype, Kernels, Layout, Level, Team, Weights, kernels};
+use half::f16;
+use std::cell::RefCell;
+
+/// What a thread keeps between panels.
+#[derive(Default)]
+struct Scratch {
+    floats: Vec<f32>,
+    rows: Vec<u8>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// How finely weights are rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steps {
+    /// 63 on either side of zero: AVX2 multiplies those half as fast again.
+    Coarse,
+    /// 127 on either side of zero.
+    Fine,
+}
+
+impl Steps {
+    /// What is best for the kernels of `level`.
+    pub fn of(level: Level) -> Steps {
+        if level == Level::Avx2 { Steps::Coarse } else { Steps::Fine }
+    }
+}
+
+/// The matrix `weights` in Q8_0, laid out as [`Layout::Panels`]. Each 32 weights are rounded to the nearest of steps that reach
+/// up to the largest of them.
+///
+/// # Panics
+/// If the type is not runnable, the rows are not stored one after the other, or are no multiple of 32 long.
+pub fn to_q8_0(team: &Team, weights: Weights<'_>, steps: Steps) -> Vec<u8> {
+    let k = kernels();
+    let steps = if steps == Steps::Coarse { 63.0 } else { 127.0 };
+    let Weights { dtype, layout, n_rows, n_cols, data } = weights;
+    assert!(dtype.is_runnable() && layout == Layout::Rows && n_cols.is_multiple_of(32));
+    let stored = dtype.row_bytes(n_cols).expect("weights hold whole blocks");
+    let row_bytes = Dtype::Q8_0.row_bytes(n_cols).expect("a multiple of 32");
+    assert_eq!(data.len(), n_rows * stored);
+    let mut out = vec![0; n_rows * row_bytes];
+    let to = Disjoint::new(&mut out);
+    team.split(n_rows.div_ceil(PANEL_ROWS), 1, &|panels| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            for first in panels.map(|p| p * PANEL_ROWS) {
+                let last = n_rows.min(first + PANEL_ROWS);
+                scratch.rows.clear();
+                for row in data[first * stored..last * stored].chunks_exact(stored) {
+                    scratch.round(k, dtype, row, n_cols, steps);
+                }
+                // SAFETY: each panel belongs to one part, and panels do not overlap.
+                let to = unsafe { to.get(first * row_bytes..last * row_bytes) };
+                if last - first == PANEL_ROWS {
+                    interleave(Dtype::Q8_0, &scratch.rows, to);
+                } else {
+                    to.copy_from_slice(&scratch.rows);
+                }
+            }
+        });
+    });
+    out
+}
+
+impl Scratch {
+    /// Appends the stored `row` of `n` weights to `rows`.
+    fn round(&mut self, k: &Kernels, dtype: Dtype, row: &[u8], n: usize, steps: f32) {
+        self.floats.resize(n, 0.0);
+        (k.dequantize)(dtype, row, &mut self.floats);
+        for x in self.floats.as_chunks::<32>().0 {
+            let Q8_0 { d, qs } = block(x, steps);
+            self.rows.extend_from_slice(&d);
+            self.rows.extend_from_slice(&qs);
+        }
+    }
+}
+
+/// The nearest block with quants of at most `steps`.
+fn block(x: &[f32; 32], steps: f32) -> Q8_0 {
+    let max = x.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
+    let d = f16::from_f32(max / steps);
+    let factor = if d.to_f32() > 0.0 { 1.0 / d.to_f32() } else { 0.0 };
+    // Added to a small number, this leaves the nearest integer in the lowest bits.
+    const ROUND: f32 = 1.5 * (1 << 23) as f32;
+    Q8_0 { d: d.to_le_bytes(), qs: x.map(|x| ((x * factor).clamp(-steps, steps) + ROUND).to_bits() as u8) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_near() {
+        let x: [f32; 32] = std::array::from_fn(|i| ((i * i * 7) as f32).sin() * 0.03);
+        for steps in [63.0, 127.0] {
+            let Q8_0 { d, qs } = block(&x, steps);
+            let d = f16::from_le_bytes(d).to_f32();
+            for (x, q) in x.iter().zip(qs) {
+                let q = f32::from(q as i8);
+                assert!(q.abs() <= steps && (x - d * q).abs() <= d * 0.51, "{x} {q}");
+            }
+        }
+        assert_eq!(block(&[0.0; 32], 63.0).qs, [0; 32]);
+        // Broken weights stay recognisable as such.
+        assert!(f16::from_le_bytes(block(&[f32::INFINITY; 32], 63.0).d).is_infinite());
+    }
+
+    #[test]
+    fn panels_hold_the_rows_in_order() {
+        let (n_rows, n_cols) = (37, 64);
+        let floats: Vec<f32> = (0..n_rows * n_cols).map(|i| ((i * 7919) as f32).sin()).collect();
+        let data: Vec<u8> = floats.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let weights = Weights { dtype: Dtype::F32, layout: Layout::Rows, n_rows, n_cols, data: &data };
+        let rounded = to_q8_0(&Team::new(2), weights, Steps::Fine);
+        assert_eq!(rounded, to_q8_0(&Team::new(1), weights, Steps::Fine));
+        let row_bytes = n_cols / 32 * 34;
+        for r in 0..n_rows {
+            let mut row = vec![0; row_bytes];
+            if r < 32 {
+                let panel = &rounded[r / PANEL_ROWS * PANEL_ROWS * row_bytes..][..PANEL_ROWS * row_bytes];
+                crate::interleave::row(Dtype::Q8_0, panel, r % PANEL_ROWS, &mut row);
+            } else {
+                row.copy_from_slice(&rounded[r * row_bytes..][..row_bytes]);
+            }
+            let mut back = vec![0.0; n_cols];
+            (kernels().dequantize)(Dtype::Q8_0, &row, &mut back);
+            let errors = back.iter().zip(&floats[r * n_cols..]).map(|(a, b)| (a - b).abs());
+            assert!(errors.fold(0.0, f32::max) < 0.005, "row {r}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Panels of weights times activations.
+//!
+//! One vector holds four columns of all the rows of a panel, which a VNNI instruction multiplies with four broadcast
+//! activations and adds up: a tile is 16 rows by up to 12 tokens, one vector of integer sums and one of floats each.
+
+use super::{load, load_floats, store_floats};
+use crate::panel::{Columns, FloatPanel, Form, PANEL_ROWS, Panel};
+use crate::scalar::{check_dot, check_dot_float};
+use std::arch::x86_64::*;
+
+/// Most tokens of a tile.
+const TILE: usize = 12;
+
+pub fn dot(form: Form, panel: &Panel, n: usize, x: Columns<'_>, first: usize, acc: &mut [[f32; PANEL_ROWS]]) {
+    check_dot(form, n, x, first, acc);
+    // SAFETY: this function is in the table of processors with AVX-512 F and VNNI only.
+    unsafe {
+        match form {
+            Form::Unsigned { group: 32, .. } => tokens::<8, false>(panel, n, x, first, acc),
+            Form::Unsigned { .. } => tokens::<4, false>(panel, n, x, first, acc),
+            Form::Signed => tokens::<8, true>(panel, n, x, first, acc),
+            Form::Float => unreachable!("checked above"),
+        }
+    }
+}
+
+/// Walks the tokens by tiles. `STEPS` times 4 columns share a scale.
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn tokens<const STEPS: usize, const SIGNED: bool>(
+    panel: &Panel,
+    n: usize,
+    x: Columns<'_>,
+    first: usize,
+    acc: &mut [[f32; PANEL_ROWS]],
+) {
+    let mut t = 0;
+    while t < acc.len() {
+        let at = t * x.n_cols + first;
+        match acc.len() - t {
+            TILE.. => t += tile::<STEPS, SIGNED, TILE>(panel, n, x, at, &mut acc[t..]),
+            6.. => t += tile::<STEPS, SIGNED, 6>(panel, n, x, at, &mut acc[t..]),
+            3.. => t += tile::<STEPS, SIGNED, 3>(panel, n, x, at, &mut acc[t..]),
+            2 => t += tile::<STEPS, SIGNED, 2>(panel, n, x, at, &mut acc[t..]),
+            _ => t += tile::<STEPS, SIGNED, 1>(panel, n, x, at, &mut acc[t..]),
+        }
+    }
+}
+
+/// Multiplies the first `n` columns of a panel with those of `T` tokens, the first of which begins at `at`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn tile<const STEPS: usize, const SIGNED: bool, const T: usize>(
+    panel: &Panel,
+    n: usize,
+    x: Columns<'_>,
+    at: usize,
+    acc: &mut [[f32; PANEL_ROWS]],
+) -> usize {
+    let last = at + (T - 1) * x.n_cols + n;
+    let sums = if STEPS == 4 { x.sum16 } else { x.sum32 };
+    assert!(last <= x.q.len() && last <= x.scale.len() * 32 && last <= x.total.len() * 16);
+    assert!(
+        last <= sums.len() * 4 * STEPS && at.is_multiple_of(32) && x.n_cols.is_multiple_of(32) && n.is_multiple_of(32)
+    );
+    let acc: &mut [_; T] = acc.first_chunk_mut().expect("a tile of tokens");
+    let mut total = acc.each_ref().map(|acc| load_floats(acc));
+    let groups = n / (4 * STEPS);
+    let (w, _) = panel.q[..n / 4].as_chunks::<STEPS>();
+    for (g, ((w, scale), min)) in w.iter().zip(&panel.scale[..groups]).zip(&panel.min[..groups]).enumerate() {
+        let col = |t: usize| at + t * x.n_cols + g * 4 * STEPS;
+        let mut wide = [_mm512_setzero_si512(); T];
+        if SIGNED {
+            for (t, wide) in wide.iter_mut().enumerate() {
+                // SAFETY: `col(t) + 32 <= last`, which `total` covers.
+                let total = unsafe { *x.total.get_unchecked(col(t) / 16) + *x.total.get_unchecked(col(t) / 16 + 1) };
+                *wide = _mm512_set1_epi32(-128 * total);
+            }
+        }
+        for (s, w) in w.iter().enumerate() {
+            // Signed weights plus 128 are unsigned.
+            let w = if SIGNED { _mm512_xor_si512(load(w), _mm512_set1_epi8(-128)) } else { load(w) };
+            for (t, wide) in wide.iter_mut().enumerate() {
+                // SAFETY: `col(t) + 4 · STEPS <= last`, which `q` covers.
+                let q = unsafe { x.q.as_ptr().add(col(t) + 4 * s).cast::<i32>().read_unaligned() };
+                *wide = _mm512_dpbusd_epi32(*wide, w, _mm512_set1_epi32(q));
+            }
+        }
+        let (scale, min) = (load_floats(scale), load_floats(min));
+        for (t, (total, wide)) in total.iter_mut().zip(wide).enumerate() {
+            // SAFETY: `col(t) < last`, which `scale` and `sums` cover.
+            let (d, sum) = unsafe { (*x.scale.get_unchecked(col(t) / 32), *sums.get_unchecked(col(t) / (4 * STEPS))) };
+            let scale = _mm512_mul_ps(scale, _mm512_set1_ps(d));
+            *total = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(wide), *total);
+            if !SIGNED {
+                *total = _mm512_fnmadd_ps(min, _mm512_set1_ps(sum), *total);
+            }
+        }
+    }
+    for (acc, total) in acc.iter_mut().zip(total) {
+        store_floats(acc, total);
+    }
+    T
+}
+
+pub fn dot_float(panel: &FloatPanel, n: usize, x: &[f32], n_cols: usize, first: usize, acc: &mut [[f32; PANEL_ROWS]]) {
+    check_dot_float(n, x, n_cols, first, acc);
+    let mut t = 0;
+    while t < acc.len() {
+        let (x, acc) = (&x[t * n_cols + first..], &mut acc[t..]);
+        // SAFETY: this function is in the table of processors with AVX-512 F only.
+        unsafe {
+            match acc.len() {
+                TILE.. => t += tile_float::<TILE>(panel, n, x, n_cols, acc),
+                6.. => t += tile_float::<6>(panel, n, x, n_cols, acc),
+                3.. => t += tile_float::<3>(panel, n, x, n_cols, acc),
+                2 => t += tile_float::<2>(panel, n, x, n_cols, acc),
+                _ => t += tile_float::<1>(panel, n, x, n_cols, acc),
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn tile_float<const T: usize>(
+    panel: &FloatPanel,
+    n: usize,
+    x: &[f32],
+    n_cols: usize,
+    acc: &mut [[f32; PANEL_ROWS]],
+) -> usize {
+    assert!(n_cols >= n && x.len() >= (T - 1) * n_cols + n);
+    let acc: &mut [_; T] = acc.first_chunk_mut().expect("a tile of tokens");
+    let mut total = [_mm512_setzero_ps(); T];
+    for (i, w) in panel.0[..n].iter().enumerate() {
+        let w = load_floats(w);
+        for (t, total) in total.iter_mut().enumerate() {
+            // SAFETY: `i < n` and `t < T`, and `x` holds `(T - 1) · n_cols + n` floats.
+            let x = _mm512_set1_ps(unsafe { *x.get_unchecked(t * n_cols + i) });
+            *total = _mm512_fmadd_ps(w, x, *total);
+        }
+    }
+    for (acc, total) in acc.iter_mut().zip(total) {
+        store_floats(acc, _mm512_add_ps(load_floats(acc), total));
+    }
+    T
+}

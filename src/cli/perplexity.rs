@@ -1,0 +1,274 @@
+//! `mmq perplexity`: how well a model predicts a text or answers about pictures, and how far it is from another model.
+
+mod report;
+
+use super::run::report::Progress;
+use super::run::{image_sources, kv_type, place_images};
+use super::{catch_ctrl_c, read_text, say};
+use crate::media::{self, DecodeOptions};
+use crate::pipelines::evaluate::{Cut, Evaluation, Stretch};
+use crate::pipelines::{Cancel, EncodedImage, Engine, EngineOptions, KvType, SessionOptions, find_mmproj};
+use crate::text::template::{Message, Role};
+use crate::{Error, ErrorKind, Result, bail};
+use report::Report;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Measures how well a model predicts a text, and with --base how far its predictions are from another model's.
+#[derive(clap::Args)]
+#[command(args_override_self = true)]
+#[command(
+    after_help = "The text is cut as llama-perplexity cuts it: stretches of -c tokens, of which the second half is scored.
+--rows and --answer score answers instead, each behind its prompt and pictures in the model's chat template.
+With --base both models run side by side, and what llama-perplexity --kl-divergence prints is printed.
+[-mm] and the like: llama.cpp's short spelling, which works too."
+)]
+pub struct Args {
+    /// Text model, a GGUF file [default: the built-in model]
+    #[arg(short, long, value_name = "FILE")]
+    model: Option<PathBuf>,
+
+    /// Model to compare with, a GGUF file of the same vocabulary: the original of a quantized model, for one
+    #[arg(long, value_name = "FILE")]
+    base: Option<PathBuf>,
+
+    /// Compare with --base; it may be left out
+    #[arg(long, requires = "base")]
+    kl_divergence: bool,
+
+    /// File that holds the text; - for standard input
+    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
+    file: Option<PathBuf>,
+
+    /// The text, or with --answer what is asked
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: Option<String>,
+
+    /// Tokens of a stretch; for answers the most that a prompt may take [default: 512; for answers the model's own]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    ctx_size: Option<u32>,
+
+    /// Most stretches or rows to score; -1: all
+    #[arg(long, value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..=i64::from(i32::MAX)))]
+    chunks: i64,
+
+    /// Begin stretches N tokens after each other and score the last N tokens of each; 0: as said below
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=i64::from(i32::MAX)))]
+    ppl_stride: u32,
+
+    /// Answer that is scored behind the prompt
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, requires = "prompt", conflicts_with = "ppl_stride")]
+    answer: Option<String>,
+
+    /// Picture of the prompt; may be repeated
+    #[arg(long, value_name = "FILE", requires = "answer")]
+    image: Vec<String>,
+
+    /// File of JSON lines {"image": PATH or list of them, "text": PROMPT, "answer": TEXT}; paths are relative to it
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "file", "ppl_stride"])]
+    rows: Option<PathBuf>,
+
+    /// Vision encoder and projector, a GGUF file [-mm] [default with pictures: mmproj*.gguf beside the model]
+    #[arg(long, value_name = "FILE")]
+    mmproj: Option<PathBuf>,
+
+    /// Vision encoder and projector of the base model [default: the model's own]
+    #[arg(long, value_name = "FILE", requires = "base")]
+    base_mmproj: Option<PathBuf>,
+
+    /// Accepted for llama.cpp's sake: batches are as large as -ub
+    #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    batch_size: u32,
+
+    /// Most tokens that go through the model at once [-ub]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    ubatch_size: u32,
+
+    /// Threads; -1: the physical cores worth using
+    #[arg(short, long, value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..=1024))]
+    threads: i64,
+
+    /// Type of the stored keys, as for `mmq run`; the base model's are f16 [-ctk]
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
+    cache_type_k: KvType,
+
+    /// Type of the stored values, as for `mmq run`; the base model's are f16 [-ctv]
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
+    cache_type_v: KvType,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+
+    /// Print the result alone
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// What is asked, and the answer that is scored.
+struct Row {
+    images: Vec<String>,
+    text: String,
+    answer: String,
+}
+
+/// What is scored.
+enum Work {
+    Text(String),
+    Rows(Vec<Row>),
+}
+
+/// The models in question.
+struct Models {
+    model: Arc<Engine>,
+    base: Option<Arc<Engine>>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, notes: &[String]) -> Result<()> {
+    if !args.quiet {
+        notes.iter().for_each(|note| say(&format!("note: {note}")));
+    }
+    let work = work(args)?;
+    let progress = Progress::new(!args.quiet);
+    progress.message("loading");
+    let sees = matches!(&work, Work::Rows(rows) if rows.iter().any(|row| !row.images.is_empty()));
+    let models = load(args, sees)?;
+    progress.finish();
+    let (default_ctx, n_stretches) =
+        (if matches!(work, Work::Text(_)) { 512 } else { 0 }, usize::try_from(args.chunks).ok());
+    let n_ctx = args.ctx_size.map_or(default_ctx, |n| n as usize);
+    if n_ctx > models.model.n_ctx_train() && !args.quiet {
+        let n = models.model.n_ctx_train();
+        say(&format!("note: the model was trained with {n} tokens of context, -c asks for more"));
+    }
+    let cancel = catch_ctrl_c()?;
+    let options = SessionOptions {
+        n_ctx,
+        n_ubatch: args.ubatch_size.min(args.batch_size) as usize,
+        cache_type_k: args.cache_type_k,
+        cache_type_v: args.cache_type_v,
+        ..SessionOptions::default()
+    };
+    let mut evaluation = Evaluation::new(&models.model, models.base.as_ref(), &options, &cancel)?;
+    let mut report = Report::new(args.quiet, models.base.is_some());
+    match work {
+        Work::Text(text) => {
+            let stride = (args.ppl_stride > 0).then_some(args.ppl_stride as usize);
+            let stretches = Stretch::cut(&models.model, &text, &Cut { n_ctx, stride, n_chunks: n_stretches })?;
+            drop(text);
+            report.begin(stretches.len());
+            for stretch in &stretches {
+                evaluation.add(stretch, None)?;
+                report.step(&evaluation);
+            }
+        }
+        Work::Rows(rows) => {
+            let n = rows.len().min(n_stretches.unwrap_or(usize::MAX));
+            report.begin(n);
+            for (i, row) in rows[..n].iter().enumerate() {
+                let add = |evaluation: &mut Evaluation| {
+                    let (stretch, for_base) = models.stretches(row, &cancel, args.base_mmproj.is_some())?;
+                    evaluation.add(&stretch, for_base.as_ref())
+                };
+                add(&mut evaluation).map_err(|e| e.context(format!("row {}", i + 1)))?;
+                report.step(&evaluation);
+            }
+        }
+    }
+    report.finish(&evaluation, &models.model, models.base.as_deref(), args.json)
+}
+
+/// What the command line asks to be scored.
+fn work(args: &Args) -> Result<Work> {
+    if let Some(path) = &args.rows {
+        return rows(path).map(Work::Rows);
+    }
+    match (&args.prompt, &args.file, &args.answer) {
+        (Some(prompt), None, Some(answer)) => {
+            let row = Row { images: image_sources(&args.image)?, text: prompt.clone(), answer: answer.clone() };
+            Ok(Work::Rows(vec![row]))
+        }
+        (Some(prompt), None, None) => Ok(Work::Text(prompt.clone())),
+        (None, Some(path), _) => {
+            let mut text = read_text(path)?;
+            // The end of a file's last line is no part of it, as for llama-perplexity.
+            if text.ends_with('\n') {
+                text.pop();
+            }
+            Ok(Work::Text(text))
+        }
+        _ => bail!(Usage, "no text: give one with -f FILE or -p TEXT, or questions and answers with --rows FILE"),
+    }
+}
+
+/// The rows of a file of JSON lines.
+fn rows(path: &Path) -> Result<Vec<Row>> {
+    let text = read_text(path)?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let mut rows = Vec::new();
+    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let wrong = |what: String| Error::new(ErrorKind::Format, format!("{}, line {}: {what}", path.display(), i + 1));
+        let row: serde_json::Value = serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
+        let field = |name: &str| {
+            let value = row.get(name).and_then(|value| value.as_str());
+            value.map(str::to_owned).ok_or_else(|| wrong(format!("expected a string \"{name}\"")))
+        };
+        let images = match row.get("image") {
+            None | Some(serde_json::Value::Null) => Vec::new(),
+            Some(serde_json::Value::Array(list)) => list.iter().collect(),
+            Some(one) => vec![one],
+        };
+        let locate = |image: &serde_json::Value| match image.as_str() {
+            None | Some("-") => Err(wrong("expected \"image\" to be a path or a list of paths".into())),
+            Some(data) if data.starts_with("data:") => Ok(data.to_owned()),
+            Some(name) => {
+                folder.join(name).into_os_string().into_string().map_err(|p| wrong(format!("{p:?}: no UTF-8")))
+            }
+        };
+        let images = images.into_iter().map(locate).collect::<Result<_>>()?;
+        rows.push(Row { images, text: field("text")?, answer: field("answer")? });
+    }
+    if rows.is_empty() {
+        bail!(Usage, "{}: there are no rows", path.display());
+    }
+    Ok(rows)
+}
+
+fn load(args: &Args, sees: bool) -> Result<Models> {
+    let options =
+        EngineOptions { n_threads: usize::try_from(args.threads).ok().filter(|n| *n > 0), ..EngineOptions::default() };
+    let model = match &args.model {
+        None if args.mmproj.is_some() => bail!(Usage, "--mmproj needs the text model it belongs to: give one with -m"),
+        None => Engine::built_in(&options)?,
+        Some(path) => {
+            let found = if sees && args.mmproj.is_none() { find_mmproj(path)? } else { None };
+            Engine::load(path, args.mmproj.as_deref().or(found.as_deref()), &options)?
+        }
+    };
+    let base = args.base.as_ref().map(|path| Engine::load(path, args.base_mmproj.as_deref(), &options)).transpose()?;
+    Ok(Models { model: Arc::new(model), base: base.map(Arc::new) })
+}
+
+impl Models {
+    /// A row as the model sees it, and as the base model does if that looks at pictures through an encoder of its own.
+    fn stretches(&self, row: &Row, cancel: &Cancel, base_sees: bool) -> Result<(Stretch, Option<Stretch>)> {
+        let text = place_images(&row.text, row.images.len())?;
+        let message = [Message { role: Role::User, content: text }];
+        let stretch = |images: &[Arc<EncodedImage>]| {
+            // Template and tokens are the model's for both, so that only weights differ.
+            Stretch::answer(&self.model, self.model.chat_prompt(&message, images)?, &row.answer)
+        };
+        let decode = DecodeOptions::default();
+        let pictures = row.images.iter().map(|source| media::load(source, &decode)).collect::<Result<Vec<_>>>()?;
+        let encode = |engine: &Engine| {
+            pictures.iter().map(|picture| engine.encode_image(picture, Some(cancel), None)).collect::<Result<Vec<_>>>()
+        };
+        let of_model = stretch(&encode(&self.model)?)?;
+        let of_base = match &self.base {
+            Some(base) if base_sees => Some(stretch(&encode(base)?)?),
+            _ => None,
+        };
+        Ok((of_model, of_base))
+    }
+}
