@@ -47,7 +47,7 @@ fn main() -> mmq::Result<()> {
         for (model, times) in [&float, &int8].into_iter().zip(&mut times) {
             let mut activations = Activations::default();
             let start = Instant::now();
-            model.encode(&mut Cx::new(&cpu, &mut activations), &image, "")?;
+            model.encode(&mut Cx::new(&cpu, &mut activations), &image, None, "")?;
             times.push(start.elapsed().as_secs_f64() * 1e3);
         }
     }
@@ -62,7 +62,7 @@ fn traced(cpu: &Cpu, model: &dyn VisionModel, image: &Image) -> mmq::Result<Trac
     let (mut activations, mut trace) = (Activations::default(), Trace::default());
     let mut cx = Cx::new(cpu, &mut activations);
     cx.trace = Some(&mut trace);
-    model.encode(&mut cx, image, "")?;
+    model.encode(&mut cx, image, None, "")?;
     Ok(trace)
 }
 
