@@ -27,11 +27,15 @@ fn main() -> mmq::Result<()> {
     let stored = Loader::mapped(&gguf);
     let load = |name: &str, loader: Loader<'_>| {
         let start = Instant::now();
-        let model = load_vision(loader)?;
-        println!("{name}: loaded in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
-        mmq::Result::Ok(model)
-    };
-    let (float, int8) = (load("F32", stored)?, load("Int8", stored.rounding(&repack))?);
+        let model = load_vision(Loader {
+            gguf: &gguf,
+            loading: Loading { team: Some(&cpu.team), vision, ..Loading::default() },
+        });
+        println!("{vision:?}: loaded in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
+        model
+    });
+    let [float, int8] = models;
+    let (float, int8) = (float?, int8?);
     println!("{}, {} threads, kernels {}", int8.describe(), cpu.team.n_threads(), cpu.kernels.level.name());
 
     let (a, b) = (traced(&cpu, &*float, &image)?, traced(&cpu, &*int8, &image)?);

@@ -2,7 +2,7 @@
 
 use mmq::architectures::{self, ARCHITECTURES};
 use mmq::gguf::Gguf;
-use mmq::pipelines::verify::{INT8, Report, verify};
+use mmq::pipelines::verify::{Report, verify};
 use mmq::pipelines::{EngineOptions, Precision};
 use std::path::{Path, PathBuf};
 
