@@ -616,6 +616,99 @@ fn a_reader_that_goes_away_ends_the_answer() {
     }
 }
 
+/// `mmq bench` on the built-in model, quickly.
+fn bench(args: &[&str]) -> Command {
+    mmq(["bench", "-p", "8", "-n", "4", "-r", "2", "-t", "1"].iter().chain(args))
+}
+
+#[test]
+fn bench_writes_a_table() {
+    let picture = picture();
+    let table =
+        ran(mmq(["bench", "-p", "8,16", "-n", "4", "-n", "0", "-pg", "6,2", "-d", "0-4+4", "-r", "2", "-ub", "5"]
+            .iter()
+            .chain(&["-t", "1", "--image", picture.as_str(), "--image-prompt", "What?"])))
+        .answer();
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    let head = ["model", "size", "params", "backend", "threads", "n_ubatch", "test", "t/s", "median"];
+    assert_eq!(rows[0], head, "{table}");
+    let tests: Vec<&str> = rows[2..].iter().map(|row| row[6]).collect();
+    let mut expected = vec!["load"];
+    expected.extend(["pp8", "pp16", "tg4", "pp6+tg2", "pp8 @ d4", "pp16 @ d4", "tg4 @ d4", "pp6+tg2 @ d4"]);
+    expected.extend(["enc", "ttft"]);
+    expected.extend(cfg!(target_os = "linux").then_some("rss"));
+    assert_eq!(tests, expected, "{table}");
+    let value = |test: &str| rows.iter().find(|row| row[6] == test).map(|row| row[7]).unwrap();
+    assert!(value("pp8").contains(" ± ") && !value("pp8").contains("ms"), "{table}");
+    assert!(
+        value("enc").ends_with(" ms") && value("ttft").ends_with(" ms") && value("load").ends_with(" ms"),
+        "{table}"
+    );
+}
+
+#[test]
+fn bench_writes_for_programs() {
+    let json: Json = serde_json::from_str(&ran(bench(&["-o", "json"])).answer()).unwrap();
+    let rows = json.as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    for (row, (test, n_prompt, n_gen)) in rows.iter().zip([("pp8", 8, 0), ("tg4", 0, 4)]) {
+        assert_eq!((&row["test"], &row["n_prompt"], &row["n_gen"]), (&test.into(), &n_prompt.into(), &n_gen.into()));
+        assert_eq!((&row["n_threads"], &row["type_k"]), (&1.into(), &"f16".into()));
+        let samples: Vec<f64> = row["samples_ns"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+        let mean = samples.iter().sum::<f64>() / 2.0;
+        assert!(samples.len() == 2 && (row["avg_ns"].as_f64().unwrap() - mean).abs() <= 1.0, "{row}");
+        assert!((row["median_ns"].as_f64().unwrap() - mean).abs() <= 1.0, "{row}");
+        assert!(row["avg_ts"].as_f64().unwrap() > 0.0 && row["load_ns"].as_u64().unwrap() > 0, "{row}");
+    }
+    let keys: Vec<&String> = rows[0].as_object().unwrap().keys().filter(|key| !key.starts_with("samples_")).collect();
+
+    let lines = ran(bench(&["-o", "jsonl"])).answer();
+    let tests = lines.lines().map(|line| serde_json::from_str::<Json>(line).unwrap()["test"].clone());
+    assert_eq!(tests.collect::<Vec<_>>(), ["pp8", "tg4"]);
+
+    let csv = ran(bench(&["-o", "csv"])).answer();
+    let lines: Vec<Vec<&str>> = csv.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!((lines.len(), &lines[0]), (3, &keys.iter().map(|key| key.as_str()).collect()));
+    assert!(lines[1..].iter().all(|line| line.iter().all(|value| value.starts_with('"') && value.ends_with('"'))));
+}
+
+#[test]
+fn bench_refuses_what_makes_no_sense() {
+    for (args, complaint) in [
+        (["-p", "8-"].as_slice(), "--n-prompt"),
+        (&["-p", "9-8"], "8 is less than 9"),
+        (&["-n", "-1"], "-1"),
+        (&["-pg", "8"], "expected two numbers"),
+        (&["-d", "0-9*2"], "never gets"),
+        (&["-r", "0"], "--repetitions"),
+        (&["-ub", "0"], "-ub 0"),
+        (&["-ctk", "q9_9"], "-ctk q9_9"),
+        (&["-o", "sql"], "sql"),
+        (&["-p", "0", "-n", "0"], "nothing to measure"),
+        (&["--mmproj", "x.gguf"], "--mmproj"),
+        (&["-hf", "user/model"], "downloads nothing"),
+    ] {
+        let ran = ran(mmq(["bench", "-t", "1"].iter().chain(args)));
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{args:?}: {}", ran.stderr);
+        assert!(ran.stderr.contains(complaint), "{args:?}: {}", ran.stderr);
+    }
+    let error = ran(bench(&["-m", "none.gguf"])).stderr;
+    assert!(error.contains("none.gguf: "), "{error}");
+    let text = ran(bench(&["-ngl", "99", "-fa", "1", "-mmp", "0", "-o", "jsonl"]));
+    let notes: Vec<&str> = text.stderr.lines().filter(|line| line.starts_with("note: ")).collect();
+    assert_eq!(notes.len(), 2, "{}", text.stderr);
+    // What was measured before a failure is whole.
+    let folder = pair(&[]);
+    let text = path(&folder, "text.gguf");
+    let failed = ran(mmq(["bench", "-m", &text, "-p", "4", "-n", "0", "-r", "1", "-o", "json", "--image", &picture()]));
+    assert_eq!((failed.code, failed.stderr.contains("--mmproj")), (Some(2), true), "{}", failed.stderr);
+    assert_eq!(serde_json::from_str::<Json>(&failed.stdout).unwrap()[0]["test"], "pp4");
+}
+
 #[cfg(unix)]
 mod unix {
     use super::*;
@@ -660,6 +753,19 @@ mod unix {
         };
         assert_eq!(json["finish"], "cancelled");
         assert_eq!(json["tokens"].as_array().map(Vec::len), json["n_generated"].as_u64().map(|n| n as usize));
+    }
+
+    #[test]
+    fn ctrl_c_keeps_what_was_measured() {
+        let mut command = bench(&["-p", "16", "-n", "64", "-r", "10000", "-o", "json"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut text = vec![0];
+        child.stdout.as_mut().unwrap().read_exact(&mut text).unwrap();
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        let ran = Ran::of(child.wait_with_output().unwrap());
+        assert_eq!((ran.code, ran.stderr.as_str()), (Some(130), ""));
+        let text = String::from_utf8(text).unwrap() + &ran.stdout;
+        assert!(serde_json::from_str::<Json>(&text).is_ok_and(|json| json.is_array()), "{text}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ mod report;
 mod values;
 
 use super::image_tokens::ImageTokensArgs;
-use super::run::{kv_type, report::Progress};
+use super::run::{kv_type, load_mode, report::Progress};
 use super::{catch_ctrl_c, say};
 use crate::media::{self, DecodeOptions};
 use crate::pipelines::{
@@ -21,6 +21,7 @@ use values::{Numbers, Pair};
 
 /// Measures how fast a model reads prompts, writes tokens and encodes pictures.
 #[derive(clap::Args)]
+#[command(args_override_self = true)]
 #[command(after_help = "N: numbers separated by commas, and ranges A-B, A-B+STEP, A-B*FACTOR; flags may be repeated.
 Every combination is measured. Sampling and the splitting of text into tokens are not part of it.
 [-pg] and the like: llama-bench's short spelling, which works too.
@@ -62,7 +63,7 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", default_value = "Describe what you see in this picture in one sentence.")]
     image_prompt: String,
 
-    /// Precision of the vision encoder: f32, int8 or auto, as for `mmq run`
+    /// Precision of the vision encoder: f32, int8 (faster) or auto (int8 for files of float weights)
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     vision_precision: Precision,
 
@@ -89,9 +90,9 @@ pub struct Args {
     #[arg(long, value_name = "TYPE", default_value = "f16", value_delimiter = ',')]
     cache_type_v: Vec<String>,
 
-    /// How weights come into memory: mmap, repack or auto
-    #[arg(long, value_name = "MODE", default_value = "auto")]
-    load_mode: LoadMode,
+    /// How weights come into memory: mmap, repack or auto [-lm]
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = load_mode)]
+    load_mode: (LoadMode, bool),
 
     /// Times that each test is repeated
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -231,9 +232,8 @@ impl Plan {
 fn load(args: &Args, model: Option<&Path>, n_threads: usize) -> Result<Engine> {
     let options = EngineOptions {
         n_threads: (n_threads > 0).then_some(n_threads),
-        load_mode: args.load_mode,
+        load_mode: args.load_mode.0,
         image_tokens: args.image_tokens.get(),
-        vision_precision: args.vision_precision,
         ..EngineOptions::default()
     };
     let Some(model) = model else { return Engine::built_in(&options) };

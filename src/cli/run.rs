@@ -203,7 +203,7 @@ pub(super) fn kv_type(name: &str) -> Result<KvType, String> {
 }
 
 /// A mode, and whether llama.cpp's name for it also asks for locked memory.
-fn load_mode(name: &str) -> Result<(LoadMode, bool), String> {
+pub(super) fn load_mode(name: &str) -> Result<(LoadMode, bool), String> {
     match name {
         "none" | "dio" => Ok((LoadMode::Repack, false)),
         "mlock" => Ok((LoadMode::Repack, true)),
