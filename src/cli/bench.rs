@@ -233,6 +233,7 @@ fn load(args: &Args, model: Option<&Path>, n_threads: usize) -> Result<Engine> {
     let options = EngineOptions {
         n_threads: (n_threads > 0).then_some(n_threads),
         load_mode: args.load_mode.0,
+        vision_precision: args.vision_precision,
         image_tokens: args.image_tokens.get(),
         ..EngineOptions::default()
     };
