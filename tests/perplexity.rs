@@ -120,16 +120,17 @@ fn a_model_does_not_diverge_from_itself() {
     assert!(close(d["ln_ppl_correlation"].as_f64().unwrap(), 1.0));
 }
 
-/// Two different models of one vocabulary: rounded keys and values make the other one.
+/// Roughly rounded keys and values make another model of one vocabulary.
 #[test]
 fn divergence_is_what_its_definition_says() {
     let engine = built_in();
-    let exact = {
-        let f32 = mmq::pipelines::KvType::F32;
-        SessionOptions { cache_type_k: f32, cache_type_v: f32, ..options(512) }
+    let rough = SessionOptions {
+        cache_type_k: mmq::pipelines::KvType::Q4_0,
+        cache_type_v: mmq::pipelines::KvType::Q4_0,
+        ..options(512)
     };
     let stretches = Stretch::cut(&engine, TEXT, &Cut { n_ctx: 40, stride: None, n_chunks: Some(2) }).unwrap();
-    let mut evaluation = Evaluation::new(&engine, Some(&engine), &exact, &Cancel::default()).unwrap();
+    let mut evaluation = Evaluation::new(&engine, Some(&engine), &rough, &Cancel::default()).unwrap();
     let (mut klds, mut differences, mut same) = (Vec::new(), Vec::new(), 0);
     let probabilities = |session: &mut Session, tokens: &[u32]| {
         session.sync(&Prompt { pieces: vec![Piece::Tokens(tokens.to_vec())] }, None).unwrap();
@@ -141,7 +142,7 @@ fn divergence_is_what_its_definition_says() {
     for stretch in &stretches {
         let Piece::Tokens(tokens) = &stretch.prompt.pieces[0] else { panic!("text") };
         let mut sessions =
-            [&exact, &options(512)].map(|options| Session::new(&engine, options, &Cancel::default()).unwrap());
+            [&rough, &options(512)].map(|options| Session::new(&engine, options, &Cancel::default()).unwrap());
         for end in tokens.len() - stretch.n_scored..tokens.len() {
             let [q, p] = sessions.each_mut().map(|session| probabilities(session, &tokens[..end]));
             klds.push(p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum::<f64>());
@@ -152,14 +153,14 @@ fn divergence_is_what_its_definition_says() {
     }
     let d = evaluation.divergence().unwrap();
     let n = klds.len() as f64;
-    assert!(d.kld.value > 0.0 && (d.kld.value - klds.iter().sum::<f64>() / n).abs() < 1e-9, "{d:?}");
+    assert!(d.kld.value > 1e-4 && (d.kld.value - klds.iter().sum::<f64>() / n).abs() < 1e-6, "{d:?}");
     let square = differences.iter().map(|d| d * d).sum::<f64>() / n;
-    assert!((d.p_diff_rms.value - square.sqrt()).abs() < 1e-8, "{d:?}");
+    assert!((d.p_diff_rms.value - square.sqrt()).abs() < 1e-7, "{d:?}");
     assert_eq!(d.same_top.value, same as f64 / n);
     klds.sort_by(f64::total_cmp);
     let quantiles = evaluation.kld_quantiles();
-    assert!((quantiles.at(1.0) - klds[klds.len() - 1]).abs() < 1e-9);
-    assert!((quantiles.at(0.5) - (klds[klds.len() / 2] + klds[(klds.len() - 1) / 2]) / 2.0).abs() < 1e-9);
+    assert!((quantiles.at(1.0) - klds[klds.len() - 1]).abs() < 1e-6);
+    assert!((quantiles.at(0.5) - (klds[klds.len() / 2] + klds[(klds.len() - 1) / 2]) / 2.0).abs() < 1e-6);
 }
 
 #[test]

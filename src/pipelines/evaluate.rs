@@ -173,6 +173,8 @@ struct Score {
 struct Sums {
     nll: Moments,
     nll_base: Moments,
+    /// Of the differences of the two.
+    ln_ratio: Moments,
     /// Sum of products of the two.
     both: f64,
     kld: Moments,
@@ -318,6 +320,7 @@ impl Evaluation {
             if base.is_some() {
                 let p_diff = (-score.nll).exp() - (-score.nll_base).exp();
                 sums.nll_base.add(score.nll_base);
+                sums.ln_ratio.add(score.nll - score.nll_base);
                 sums.both += score.nll * score.nll_base;
                 sums.kld.add(score.kld);
                 sums.p_diff.add(p_diff);
@@ -351,10 +354,7 @@ impl Evaluation {
             0 | 1 => 0.0,
             _ => (sums.both / n - of.ln_ppl.value * base.ln_ppl.value) / (n - 1.0),
         };
-        let ln_ratio = Estimate {
-            value: of.ln_ppl.value - base.ln_ppl.value,
-            error: difference_error(of.ln_ppl.error, base.ln_ppl.error, covariance),
-        };
+        let ln_ratio = sums.ln_ratio.mean();
         let square = sums.p_diff2.mean();
         let rms = square.value.sqrt();
         let same_top = sums.same_top.mean();
