@@ -7,7 +7,7 @@ mod setup;
 
 use mmq_kernels::interleave::interleave;
 use mmq_kernels::matmul::matmul_with;
-use mmq_kernels::panel::{Columns, FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel, Source};
+use mmq_kernels::panel::{Columns, FEW, FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel, Source};
 use mmq_kernels::{Activations, Dtype, Input, Kernels, Layout, Level, Norm, Product, Team, Then, Weights, levels};
 use setup::Random;
 
@@ -292,6 +292,45 @@ fn dot() {
                         (scalar.dot)(form, &panel, n, x, 32, &mut a);
                         (table.dot)(form, &panel, n, x, 32, &mut b);
                         same(a.as_flattened(), b.as_flattened(), || format!("{form:?} n={n} n_tokens={n_tokens}"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Products of few tokens, of rows apart and interleaved, give the bits of the scalar panels.
+#[test]
+fn dot_few() {
+    let (scalar, tables) = tables();
+    let mut random = Random(13);
+    for dtype in Dtype::RUNNABLE {
+        for n_cols in widths(dtype) {
+            for (n_tokens, kind) in (1..=FEW).flat_map(|n| [(n, Kind::Usual), (n, Kind::Bytes)]) {
+                let w = skewed(&weights(dtype, n_cols * PANEL_ROWS, kind, &mut random), n_tokens % 4);
+                let w = &w[n_tokens % 4..];
+                let bytes = dtype.row_bytes(n_cols).unwrap();
+                let rows = std::array::from_fn(|r| &w[r * bytes..][..bytes]);
+                let mut panel = vec![0; w.len()];
+                interleave(dtype, w, &mut panel);
+                let x = floats(n_tokens * n_cols, Kind::Usual, &mut random);
+                let run = |table: &Kernels, source: Source<'_>| {
+                    let mut acc = vec![[0.5; PANEL_ROWS]; n_tokens];
+                    if Form::of(dtype) == Form::Float {
+                        (table.dot_few_float)(dtype, &source, &x, &mut acc);
+                    } else {
+                        let x = rounded(&scalar, &x);
+                        let x = Columns { n_cols, q: &x.0, scale: &x.1, sum16: &x.2, sum32: &x.3, total: &x.4 };
+                        (table.dot_few)(dtype, &source, x, &mut acc);
+                    }
+                    acc
+                };
+                let a = run(&scalar, Source::Rows(rows));
+                for table in tables.iter().chain([&scalar]) {
+                    for source in [Source::Rows(rows), Source::Panel(&panel)] {
+                        let b = run(table, source);
+                        let what = || format!("{} {dtype} {kind:?} {n_cols} {n_tokens}", table.level.name());
+                        same(a.as_flattened(), b.as_flattened(), what);
                     }
                 }
             }
