@@ -39,11 +39,16 @@ def processor():
     return sum(ticks), ticks[7], ticks[3] + ticks[4]
 
 
+class Failed(Exception):
+    """A program did not do its work; the other cases go on."""
+
+
 class Ran:
     """A finished program: what it wrote, when, and what it took. Runs that others disturb are repeated, within reason."""
 
     def __init__(self, command):
-        for attempt in range(1 + args.patience):
+        time.sleep(args.pause)
+        for _ in range(1 + args.patience):
             self.run(command)
             if self.steal <= 0.03 and self.others <= 0.08:
                 return
@@ -56,22 +61,28 @@ class Ran:
         streams = selectors.DefaultSelector()
         streams.register(child.stdout, selectors.EVENT_READ, "out")
         streams.register(child.stderr, selectors.EVENT_READ, "err")
-        while streams.get_map():
-            for key, _ in streams.select():
-                if data := os.read(key.fd, 65536):
-                    before = before if chunks else processor()
-                    chunks.append((time.monotonic(), key.data, data.decode(errors="replace")))
-                else:
-                    streams.unregister(key.fileobj)
-        _, status, usage = os.wait4(child.pid, 0)
+        pid = 0
+        while streams.get_map() and not pid:
+            # What a program leaves in the background may hold its output open.
+            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+            while ready := streams.select(0 if pid else 0.1):
+                for key, _ in ready:
+                    if data := os.read(key.fd, 65536):
+                        before = before if chunks else processor()
+                        chunks.append((time.monotonic(), key.data, data.decode(errors="replace")))
+                    else:
+                        streams.unregister(key.fileobj)
+        after = processor()
+        if not pid:
+            _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         self.chunks = chunks
         self.out = "".join(text for _, stream, text in chunks if stream == "out")
         self.err = "".join(text for _, stream, text in chunks if stream == "err")
         self.peak = usage.ru_maxrss * 1024
         if child.returncode != 0:
-            raise SystemExit(f"{shlex.join(command)}: exit status {child.returncode}\n{self.err[-2000:]}")
-        total, steal, idle = (b - a for a, b in zip(before, processor()))
+            raise Failed(f"{shlex.join(command)}: exit status {child.returncode}\n{self.err[-2000:]}")
+        total, steal, idle = (b - a for a, b in zip(before, after))
         own = (usage.ru_utime + usage.ru_stime) * os.sysconf("SC_CLK_TCK")
         self.steal, self.others = steal / max(total, 1), max(0, total - idle - steal - own) / max(total, 1)
 
@@ -92,6 +103,7 @@ def samples(what, name, value):
 def text_case(what, file, n_prompt, n_gen, long):
     """Prefill and decoding by each program's own benchmark; the flags are the same in all of them."""
     prefill, decode = "prefill" in only, "decode" in only
+    n_prompt = args.long_prompt if long else n_prompt
     command = ["-m", file, "-p", str(n_prompt * prefill), "-n", str(n_gen * decode), "-t", str(args.threads)]
     cold = long and prefill
     command += ["-r", str(1 if long else args.repetitions), "-o", "json"]
@@ -128,7 +140,7 @@ def look(model, mmproj):
 def encoded_in(ran):
     found = re.search(r"encod(?:ed|ing done) in (\d+) ms", ran.out + ran.err)
     if not found:
-        raise SystemExit(f"no time of encoding in:\n{ran.out[-1000:]}\n{ran.err[-2000:]}")
+        raise Failed(f"no time of encoding in:\n{ran.out[-1000:]}\n{ran.err[-2000:]}")
     return int(found[1]) / 1e3
 
 
@@ -199,6 +211,8 @@ parser.add_argument("--case", default="", help="only files with this in their na
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--repetitions", type=int, default=2, help="within a round, of what is short")
 parser.add_argument("--patience", type=int, default=2, help="how often a disturbed run is repeated")
+parser.add_argument("--long-prompt", type=int, default=256, help="tokens of prompts that take long")
+parser.add_argument("--pause", type=float, default=0, help="seconds before each run")
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--wrap", default="", help="command to run each program through: 'taskset -c 0,1'")
 parser.add_argument("--tsv", type=Path, help="file to append a line for each figure to")
@@ -230,18 +244,25 @@ def present(*names):
     return [str(path) for path in paths] if all(path.exists() for path in paths) and args.case in names[0] else None
 
 
+def case(run, *arguments):
+    try:
+        run(*arguments)
+    except Failed as error:
+        print(f"  {error}", file=sys.stderr, flush=True)
+
+
 try:
     for turn in range(args.rounds):
         print(f"round {turn + 1} of {args.rounds}", file=sys.stderr)
         for what, file, n_prompt, n_gen, long in TEXT:
             if {"decode", "prefill"} & set(only) and (paths := present(file)):
-                text_case(what, paths[0], n_prompt, n_gen, long)
+                case(text_case, what, paths[0], n_prompt, n_gen, long)
         if "encode" in only and (paths := present("1.1b-Q4_0.gguf", "mmproj-1.1b-F16.gguf")):
-            encode_case(*paths)
+            case(encode_case, *paths)
         if "ttft" in only:
             for shape in ("7b", "1.1b"):
                 if paths := present(f"{shape}-Q4_0.gguf", f"mmproj-{shape}-F16.gguf"):
-                    first_token_case(shape.upper(), *paths)
+                    case(first_token_case, shape.upper(), *paths)
                     break
 except KeyboardInterrupt:
     pass

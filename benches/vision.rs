@@ -24,7 +24,10 @@ fn main() -> mmq::Result<()> {
     let image = media::load(picture, &DecodeOptions::default())?;
     let models = [Precision::F32, Precision::Int8].map(|vision| {
         let start = Instant::now();
-        let model = load_vision(Loader { gguf: &gguf, loading: Loading { team: Some(&cpu.team), vision } });
+        let model = load_vision(Loader {
+            gguf: &gguf,
+            loading: Loading { team: Some(&cpu.team), vision, ..Loading::default() },
+        });
         println!("{vision:?}: loaded in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
         model
     });
@@ -44,7 +47,7 @@ fn main() -> mmq::Result<()> {
         for (model, times) in [&float, &int8].into_iter().zip(&mut times) {
             let mut activations = Activations::default();
             let start = Instant::now();
-            model.encode(&mut Cx::new(&cpu, &mut activations), &image, "")?;
+            model.encode(&mut Cx::new(&cpu, &mut activations), &image, None, "")?;
             times.push(start.elapsed().as_secs_f64() * 1e3);
         }
     }
@@ -59,7 +62,7 @@ fn traced(cpu: &Cpu, model: &dyn VisionModel, image: &Image) -> mmq::Result<Trac
     let (mut activations, mut trace) = (Activations::default(), Trace::default());
     let mut cx = Cx::new(cpu, &mut activations);
     cx.trace = Some(&mut trace);
-    model.encode(&mut cx, image, "")?;
+    model.encode(&mut cx, image, None, "")?;
     Ok(trace)
 }
 

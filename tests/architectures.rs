@@ -2,12 +2,16 @@
 
 use mmq::architectures::{self, ARCHITECTURES};
 use mmq::gguf::Gguf;
-use mmq::pipelines::Precision;
-use mmq::pipelines::verify::{Report, verify};
+use mmq::pipelines::verify::{INT8, Report, verify};
+use mmq::pipelines::{EngineOptions, Precision};
 use std::path::{Path, PathBuf};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+fn options(n_threads: usize) -> EngineOptions {
+    EngineOptions { n_threads: Some(n_threads), vision_precision: Precision::F32, ..EngineOptions::default() }
 }
 
 /// All but the vocabularies, which `tests/text.rs` uses.
@@ -35,13 +39,32 @@ fn every_architecture_has_a_fixture() {
 fn every_fixture_agrees() {
     let mut failures = Vec::new();
     for path in fixtures() {
-        let report = verify(&Gguf::open(&path).unwrap(), Some(2), Precision::F32).unwrap();
+        let report = verify(&Gguf::open(&path).unwrap(), &options(2)).unwrap();
         assert!(report.tolerance <= 0.1, "{}: tolerance {}", report.file, report.tolerance);
         if let Some(check) = report.first_failure() {
             failures.push(format!("{}: {check:?}", report.file));
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn every_vision_encoder_agrees_in_8_bits() {
+    let mut n = 0;
+    for path in fixtures() {
+        let gguf = Gguf::open(&path).unwrap();
+        if gguf.tensor("v.patch_embd.weight").is_none() {
+            continue;
+        }
+        let options = EngineOptions { vision_precision: Precision::Int8, ..options(2) };
+        let report = verify(&gguf, &options).unwrap();
+        assert!(report.tolerance >= INT8);
+        for check in report.checks.iter().filter(|check| check.note.is_none()) {
+            assert!(check.passed && check.cosine > 0.995, "{}: {check:?}", report.file);
+        }
+        n += 1;
+    }
+    assert!(n > 5, "{n} fixtures see");
 }
 
 /// The bytes of a fixture after `change` was made to those of one tensor.
@@ -64,7 +87,7 @@ fn negate(bytes: &mut [u8]) {
 }
 
 fn replay(data: &'static [u8]) -> Report {
-    verify(&Gguf::from_static("damaged", data).unwrap(), Some(1), Precision::F32).unwrap()
+    verify(&Gguf::from_static("damaged", data).unwrap(), &options(1)).unwrap()
 }
 
 #[test]
@@ -119,16 +142,14 @@ fn malformed_recordings_are_errors_that_name_them() {
         ("llava-linear", "ref.wide.in.tokens", -1, "more places than pictures"),
     ] {
         let gguf = Gguf::from_static("damaged.gguf", damaged(fixture, tensor, token(value))).unwrap();
-        let error = verify(&gguf, Some(1), Precision::F32).unwrap_err().to_string();
+        let error = verify(&gguf, &options(1)).unwrap_err().to_string();
         assert!(error.contains(words) && error.contains("damaged.gguf"), "{error}");
     }
     // Every key under another name of the same length: an ordinary model.
     let mut data = std::fs::read(folder().join("llama-mha.gguf")).unwrap();
     let at = data.windows(9).position(|w| w == b"ref.cases").unwrap();
     data[at] = b'x';
-    let error = verify(&Gguf::from_static("plain.gguf", data.leak()).unwrap(), Some(1), Precision::F32)
-        .unwrap_err()
-        .to_string();
+    let error = verify(&Gguf::from_static("plain.gguf", data.leak()).unwrap(), &options(1)).unwrap_err().to_string();
     assert!(error.contains("plain.gguf") && error.contains("ref.cases"), "{error}");
 }
 

@@ -261,7 +261,7 @@ fn command_lines_of_llama_cpp_run_unchanged() {
         "- a list",
     ];
     let ran_cli = ran(mmq(cli));
-    for flag in ["-ngl", "--no-mmap", "--mlock", "--log-file", "-C", "--image-min-tokens"] {
+    for flag in ["-ngl", "--mlock", "--log-file", "-C", "--image-min-tokens"] {
         assert!(ran_cli.stderr.contains(&format!("note: {flag} has no effect: ")), "{flag}: {}", ran_cli.stderr);
     }
     for flag in ["-fa ", "-lv ", "--color ", "--prio "] {
@@ -426,6 +426,16 @@ fn pictures_take_as_many_tokens_as_they_may() {
     let error = ran(run(&["-p", "What?", "--image-tokens", "5", "--image-tokens-by", "luck"])).error(2);
     assert!(error.contains("luck") && error.contains("saliency"), "{error}");
     ran(run(&["-p", "What?", "--image-tokens-by", "downsample"])).error(2);
+}
+
+#[test]
+fn the_precision_of_the_vision_encoder_is_chosen() {
+    let see = |precision: &str| run(&["--image", &picture(), "-p", "hi", "--vision-precision", precision]);
+    let answers = ["auto", "int8", "f32"].map(|precision| ran(see(precision)).answer());
+    assert_eq!(answers[0], answers[1]);
+    let refused = ran(see("int7"));
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.stderr.contains("--vision-precision") && refused.stderr.contains("int7"), "{}", refused.stderr);
 }
 
 #[test]
@@ -606,6 +616,99 @@ fn a_reader_that_goes_away_ends_the_answer() {
     }
 }
 
+/// `mmq bench` on the built-in model, quickly.
+fn bench(args: &[&str]) -> Command {
+    mmq(["bench", "-p", "8", "-n", "4", "-r", "2", "-t", "1"].iter().chain(args))
+}
+
+#[test]
+fn bench_writes_a_table() {
+    let picture = picture();
+    let table =
+        ran(mmq(["bench", "-p", "8,16", "-n", "4", "-n", "0", "-pg", "6,2", "-d", "0-4+4", "-r", "2", "-ub", "5"]
+            .iter()
+            .chain(&["-t", "1", "--image", picture.as_str(), "--image-prompt", "What?"])))
+        .answer();
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    let head = ["model", "size", "params", "backend", "threads", "n_ubatch", "test", "t/s", "median"];
+    assert_eq!(rows[0], head, "{table}");
+    let tests: Vec<&str> = rows[2..].iter().map(|row| row[6]).collect();
+    let mut expected = vec!["load"];
+    expected.extend(["pp8", "pp16", "tg4", "pp6+tg2", "pp8 @ d4", "pp16 @ d4", "tg4 @ d4", "pp6+tg2 @ d4"]);
+    expected.extend(["enc", "ttft"]);
+    expected.extend(cfg!(target_os = "linux").then_some("rss"));
+    assert_eq!(tests, expected, "{table}");
+    let value = |test: &str| rows.iter().find(|row| row[6] == test).map(|row| row[7]).unwrap();
+    assert!(value("pp8").contains(" ± ") && !value("pp8").contains("ms"), "{table}");
+    assert!(
+        value("enc").ends_with(" ms") && value("ttft").ends_with(" ms") && value("load").ends_with(" ms"),
+        "{table}"
+    );
+}
+
+#[test]
+fn bench_writes_for_programs() {
+    let json: Json = serde_json::from_str(&ran(bench(&["-o", "json"])).answer()).unwrap();
+    let rows = json.as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    for (row, (test, n_prompt, n_gen)) in rows.iter().zip([("pp8", 8, 0), ("tg4", 0, 4)]) {
+        assert_eq!((&row["test"], &row["n_prompt"], &row["n_gen"]), (&test.into(), &n_prompt.into(), &n_gen.into()));
+        assert_eq!((&row["n_threads"], &row["type_k"]), (&1.into(), &"f16".into()));
+        let samples: Vec<f64> = row["samples_ns"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+        let mean = samples.iter().sum::<f64>() / 2.0;
+        assert!(samples.len() == 2 && (row["avg_ns"].as_f64().unwrap() - mean).abs() <= 1.0, "{row}");
+        assert!((row["median_ns"].as_f64().unwrap() - mean).abs() <= 1.0, "{row}");
+        assert!(row["avg_ts"].as_f64().unwrap() > 0.0 && row["load_ns"].as_u64().unwrap() > 0, "{row}");
+    }
+    let keys: Vec<&String> = rows[0].as_object().unwrap().keys().filter(|key| !key.starts_with("samples_")).collect();
+
+    let lines = ran(bench(&["-o", "jsonl"])).answer();
+    let tests = lines.lines().map(|line| serde_json::from_str::<Json>(line).unwrap()["test"].clone());
+    assert_eq!(tests.collect::<Vec<_>>(), ["pp8", "tg4"]);
+
+    let csv = ran(bench(&["-o", "csv"])).answer();
+    let lines: Vec<Vec<&str>> = csv.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!((lines.len(), &lines[0]), (3, &keys.iter().map(|key| key.as_str()).collect()));
+    assert!(lines[1..].iter().all(|line| line.iter().all(|value| value.starts_with('"') && value.ends_with('"'))));
+}
+
+#[test]
+fn bench_refuses_what_makes_no_sense() {
+    for (args, complaint) in [
+        (["-p", "8-"].as_slice(), "--n-prompt"),
+        (&["-p", "9-8"], "8 is less than 9"),
+        (&["-n", "-1"], "-1"),
+        (&["-pg", "8"], "expected two numbers"),
+        (&["-d", "0-9*2"], "never gets"),
+        (&["-r", "0"], "--repetitions"),
+        (&["-ub", "0"], "-ub 0"),
+        (&["-ctk", "q9_9"], "-ctk q9_9"),
+        (&["-o", "sql"], "sql"),
+        (&["-p", "0", "-n", "0"], "nothing to measure"),
+        (&["--mmproj", "x.gguf"], "--mmproj"),
+        (&["-hf", "user/model"], "downloads nothing"),
+    ] {
+        let ran = ran(mmq(["bench", "-t", "1"].iter().chain(args)));
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{args:?}: {}", ran.stderr);
+        assert!(ran.stderr.contains(complaint), "{args:?}: {}", ran.stderr);
+    }
+    let error = ran(bench(&["-m", "none.gguf"])).stderr;
+    assert!(error.contains("none.gguf: "), "{error}");
+    let text = ran(bench(&["-ngl", "99", "-fa", "1", "-mmp", "0", "-o", "jsonl"]));
+    let notes: Vec<&str> = text.stderr.lines().filter(|line| line.starts_with("note: ")).collect();
+    assert_eq!(notes.len(), 2, "{}", text.stderr);
+    // What was measured before a failure is whole.
+    let folder = pair(&[]);
+    let text = path(&folder, "text.gguf");
+    let failed = ran(mmq(["bench", "-m", &text, "-p", "4", "-n", "0", "-r", "1", "-o", "json", "--image", &picture()]));
+    assert_eq!((failed.code, failed.stderr.contains("--mmproj")), (Some(2), true), "{}", failed.stderr);
+    assert_eq!(serde_json::from_str::<Json>(&failed.stdout).unwrap()[0]["test"], "pp4");
+}
+
 #[cfg(unix)]
 mod unix {
     use super::*;
@@ -653,6 +756,19 @@ mod unix {
     }
 
     #[test]
+    fn ctrl_c_keeps_what_was_measured() {
+        let mut command = bench(&["-p", "16", "-n", "64", "-r", "10000", "-o", "json"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut text = vec![0];
+        child.stdout.as_mut().unwrap().read_exact(&mut text).unwrap();
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        let ran = Ran::of(child.wait_with_output().unwrap());
+        assert_eq!((ran.code, ran.stderr.as_str()), (Some(130), ""));
+        let text = String::from_utf8(text).unwrap() + &ran.stdout;
+        assert!(serde_json::from_str::<Json>(&text).is_ok_and(|json| json.is_array()), "{text}");
+    }
+
+    #[test]
     fn names_that_are_no_utf_8() {
         let name = OsStr::from_bytes(b"no\xff.gguf");
         for flag in ["-m", "--mmproj"] {
@@ -676,5 +792,103 @@ mod unix {
         let error = Ran::of(run(&["-p", "abc"]).stdout(full()).output().unwrap()).error(1);
         assert!(error.starts_with("standard output: "), "{error}");
         Ran::of(run(&["-p", "abc", "-ngl", "9"]).stderr(full()).output().unwrap()).answer();
+    }
+}
+
+/// `mmq pack` with its files last.
+fn pack(more: &[&str], from: &str, to: &str) -> Ran {
+    ran(mmq(["pack"].iter().chain(more).chain(&[from, "-o", to])))
+}
+
+#[test]
+fn packed_files_answer_as_before_and_turn_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let nano = |name: &str| format!("{}/models/nano/{name}", env!("CARGO_MANIFEST_DIR"));
+    let fixtures = ["llava-mlp.gguf", "llama-k-quants.gguf"].map(fixture);
+    for from in [nano("nano.gguf"), nano("mmproj-nano.gguf")].into_iter().chain(fixtures) {
+        let name = Path::new(&from).file_name().unwrap().to_str().unwrap();
+        let (packed, back) = (path(&folder, name), path(&folder, "back.gguf"));
+        assert!(pack(&[], &from, &packed).stderr.contains("B of tensors in"));
+        let (a, b) = (Gguf::open(&from).unwrap(), Gguf::open(&packed).unwrap());
+        let moved = |t: &mmq::gguf::TensorInfo| {
+            let u = b.tensor(&t.name).unwrap();
+            assert_eq!((&u.name, u.dtype, &u.shape, u.n_bytes), (&t.name, t.dtype, &t.shape, t.n_bytes));
+            assert_eq!(b.bytes(u).as_ptr() as usize % 64, 0);
+            b.bytes(u)[..] != a.bytes(t)[..]
+        };
+        assert!(a.tensors().iter().filter(|t| moved(t)).count() > 3, "{name}");
+        assert_eq!(a.metadata().get("general.architecture"), b.metadata().get("general.architecture"));
+        let raw = std::fs::read(&packed).unwrap();
+        assert!(raw.windows(10).any(|w| w == b"mmq-packed"));
+
+        let ran = pack(&["--unpack", "-q"], &packed, &back);
+        assert_eq!((ran.stderr.as_str(), ran.code), ("", Some(0)));
+        assert!(std::fs::read(&from).unwrap() == std::fs::read(&back).unwrap(), "{name} comes back otherwise");
+    }
+
+    let picture = picture();
+    let ask = |model: &str, mmproj: &str| {
+        let args = ["run", "-m", model, "--mmproj", mmproj, "--image", &picture, "-p", "What is this?", "--temp", "0"];
+        ran(mmq(args)).answer()
+    };
+    let (text, mmproj) = (path(&folder, "nano.gguf"), path(&folder, "mmproj-nano.gguf"));
+    assert_eq!(ask(&text, &mmproj), ask(&nano("nano.gguf"), &nano("mmproj-nano.gguf")));
+
+    let table = ran(mmq(["inspect", &text])).answer();
+    assert!(table.contains("packed        \"rows16.v1\"") && table.contains("architecture  \"llama\""), "{table}");
+    let json: Json = serde_json::from_str(&ran(mmq(["inspect", "--json", &text])).answer()).unwrap();
+    assert_eq!((&json["packed"], &json["runs"]), (&"rows16.v1".into(), &true.into()));
+}
+
+#[test]
+fn what_cannot_be_packed_or_unpacked_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, packed, out) = (fixture("llama-gqa.gguf"), path(&folder, "packed.gguf"), path(&folder, "out.gguf"));
+    assert!(pack(&["--unpack"], &from, &out).error(2).ends_with("is not packed"));
+    pack(&[], &from, &packed).answer();
+    assert!(pack(&[], &packed, &out).error(2).ends_with("is packed already"));
+    let other = path(&folder, "other.gguf");
+    Writer::new().set("general.architecture", "bert").write(&other, |_, _| Ok(())).unwrap();
+    assert!(
+        pack(&[], &other, &out).error(1).contains("expected a model that mmq knows, but the architecture is \"bert\"")
+    );
+    assert!(!Path::new(&out).exists());
+
+    // In place.
+    pack(&["--unpack"], &packed, &packed).answer();
+    assert!(std::fs::read(&packed).unwrap() == std::fs::read(&from).unwrap());
+    pack(&[], &packed, &packed).answer();
+
+    let replaced = |from: &[u8], to: &[u8]| {
+        let mut data = std::fs::read(&packed).unwrap();
+        let at = data.windows(from.len()).position(|w| w == from).unwrap();
+        data[at..at + to.len()].copy_from_slice(to);
+        std::fs::write(&out, data).unwrap();
+        ran(mmq(["run", "-m", &out, "-p", "hi"])).error(1)
+    };
+    let error = replaced(b"rows16.v1", b"rows16.v2");
+    assert!(error.contains("\"rows16.v2\"") && error.contains("knows rows16.v1"), "{error}");
+    let error = replaced(b"mmq-packed", b"mmq-pocked");
+    assert!(error.contains("only packed files have it"), "{error}");
+}
+
+#[test]
+fn load_modes() {
+    let greedy = json(&["-p", "abc"])["tokens"].clone();
+    for mode in ["auto", "mmap", "repack", "none", "dio"] {
+        assert_eq!(json(&["-p", "abc", "--load-mode", mode])["tokens"], greedy, "{mode}");
+    }
+    for flags in [&["--no-mmap"][..], &["-rtr"], &["--mmap"], &["-nr"], &["-lm", "repack"]] {
+        let ran = ran(run(&[&["-p", "abc"], flags].concat()));
+        assert!(!ran.stderr.contains("note"), "{}", ran.stderr);
+        ran.answer();
+    }
+    let locked = ran(run(&["-p", "abc", "--load-mode", "mmap+mlock"]));
+    assert!(locked.stderr.contains("note: memory is not locked"), "{}", locked.stderr);
+    let refused = Ran::of(run(&["-p", "abc", "--load-mode", "fast"]).output().unwrap());
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.stderr.contains("none of auto, mmap, repack"), "{}", refused.stderr);
+    for mode in ["mmap", "repack"] {
+        ran(mmq(["verify", "-q", "--load-mode", mode, &fixture("llama-k-quants.gguf")])).answer();
     }
 }

@@ -2,8 +2,8 @@
 
 use mmq::media::Image;
 use mmq::pipelines::{
-    Cancel, Engine, EngineOptions, Finish, Generation, ImageTokens, KvType, Piece, Prompt, Reduction, Session,
-    SessionOptions,
+    Cancel, Engine, EngineOptions, Finish, Generation, ImageTokens, KvType, LoadMode, Piece, Prompt, Reduction,
+    Session, SessionOptions,
 };
 use mmq::text::SamplerParams;
 use mmq::{ErrorKind, Result};
@@ -93,7 +93,8 @@ fn quantized_caches_stay_close_and_behave_alike() {
         let engine = engine(name, 2);
         let exact = logits_after(&engine, &options(), &tokens(&PROMPT));
         let norm = |x: &[f32]| x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-        for (kinds, bound) in CACHE_TYPES.into_iter().zip([0.0, 1e-3, 0.02, 0.2, 0.02, 0.2]) {
+        // What differs is little, but may turn the rounding of activations to 8 bits.
+        for (kinds, bound) in CACHE_TYPES.into_iter().zip([0.0, 0.02, 0.03, 0.3, 0.03, 0.2]) {
             let Some(options) = stored(&engine, kinds) else { continue };
             n_models += usize::from(kinds == [KvType::Q4_0; 2]);
             let got = logits_after(&engine, &options, &tokens(&PROMPT));
@@ -125,6 +126,46 @@ fn heads_that_are_no_whole_blocks_are_refused() {
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().contains(flag) && error.to_string().contains("blocks of 32"), "{error}");
     }
+}
+
+fn loaded(name: &str, load_mode: LoadMode) -> Arc<Engine> {
+    let options = EngineOptions { n_threads: Some(2), load_mode, ..EngineOptions::default() };
+    Arc::new(Engine::load(&fixture(name), None, &options).unwrap())
+}
+
+#[test]
+fn answers_do_not_depend_on_where_weights_lie() {
+    for name in ["llama-gqa.gguf", "llama-q8_0.gguf", "llama-k-quants.gguf", "llava-mlp.gguf"] {
+        let (mapped, repacked) = (loaded(name, LoadMode::Mmap), loaded(name, LoadMode::Repack));
+        let logits = logits_after(&mapped, &options(), &tokens(&PROMPT));
+        assert_eq!(logits_after(&repacked, &options(), &tokens(&PROMPT)), logits, "{name}");
+        if mapped.has_vision() {
+            let options = SessionOptions { n_ctx: 256, ..options() };
+            let seen = |engine: &Arc<Engine>| {
+                let image = engine.encode_image(&picture(7), None, None).unwrap();
+                logits_after(engine, &options, &engine.prompt("<__media__>b", &[image]).unwrap())
+            };
+            assert_eq!(seen(&repacked), seen(&mapped), "{name}");
+        }
+    }
+}
+
+#[test]
+fn loading_tells_how_far_it_is_and_can_be_stopped() {
+    let cancel = Cancel::default();
+    let options = EngineOptions { load_mode: LoadMode::Repack, ..EngineOptions::default() };
+    let load = |progress: &mut dyn FnMut(f32)| {
+        Engine::load_watched(&fixture("llama-gqa.gguf"), None, &options, Some(&cancel), Some(progress))
+    };
+    let mut told = Vec::new();
+    load(&mut |done| told.push(done)).unwrap();
+    assert!(told.is_sorted() && told.first().is_some_and(|f| *f > 0.0) && told.last().is_some_and(|f| *f <= 1.0));
+    let mut n = 0;
+    let stopped = load(&mut |_| {
+        n += 1;
+        cancel.cancel();
+    });
+    assert_eq!((stopped.err().map(|e| e.kind()), n), (Some(ErrorKind::Cancelled), 1));
 }
 
 #[test]

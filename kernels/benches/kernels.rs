@@ -1,101 +1,105 @@
-//! What products cost, by type: decoding (one token and four; GB of weights a second, as stored and interleaved) and
-//! prefill (512 tokens; billions of multiplications and additions a second). The first line is what a plain read gets.
+//! What products cost, by type: one token and four (GB of weights a second, as stored and interleaved) and 512
+//! (multiplications and additions a cycle).
 //!
-//! `cargo bench -p mmq-kernels --bench kernels [-- THREADS [TYPE…]]`. `MMQ_LEVEL` picks the level. A run is cut into
-//! pieces of a millisecond or so, shorter than a time slice, and the fastest quarter of them counts: a busy machine then
-//! disturbs little. Decoding walks through 256 MB of weights, so that no piece is met in a near cache.
+//! `cargo bench -p mmq-kernels --bench kernels [-- FILTER]`; `BENCH_THREADS` sets the threads, `MMQ_LEVEL` the level. A bound
+//! in a name is what two multipliers a cycle allow (`bound`). One token walks through 256 MB of weights, so that no piece is
+//! met in a near cache; "read" adds up as many bytes and does nothing else.
 
-use mmq_kernels::panel::PANEL_ROWS;
-use mmq_kernels::{Activations, Dtype, Input, Layout, Norm, Product, Team, Then, Weights, interleave, kernels, matmul};
+mod clock;
+
+use criterion::{BenchmarkId, Throughput};
+use mmq_kernels::{Activations, Dtype, Input, Layout, Norm, Product, Team, Then, Weights, kernels, matmul};
 use std::hint::black_box;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const N_COLS: usize = 4096;
 const PREFILL: usize = 512;
-/// Bytes that decoding walks through.
 const WALK: usize = 256_000_000;
 
-/// Seconds of the quickest quarter of `n` calls, after some to warm up.
-fn time(n: usize, mut f: impl FnMut(usize)) -> f64 {
-    (0..4).for_each(&mut f);
-    let mut times: Vec<f64> = (0..n)
-        .map(|i| {
-            let start = Instant::now();
-            f(i);
-            start.elapsed().as_secs_f64()
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    times[n / 4]
-}
-
-/// GB a second that the team reads when it does nothing else.
-fn stream(team: &Team) -> f64 {
-    let data = vec![1_u64; WALK / 8];
-    let piece = (1 << 20) / 8 * team.n_threads();
-    let pieces = data.len() / piece;
-    let seconds = time(4 * pieces, |i| {
-        let data = &data[i % pieces * piece..][..piece];
-        team.split(piece / 64, 1, &|lines| {
-            let mut sums = [0_u64; 64];
-            for line in data[64 * lines.start..64 * lines.end].as_chunks::<64>().0 {
-                sums.iter_mut().zip(line).for_each(|(sum, x)| *sum ^= x);
-            }
-            black_box(sums);
-        });
-    });
-    (8 * piece) as f64 / seconds / 1e9
-}
-
-/// What a type's products get: GB of weights a second for one and four tokens, GOP a second for many.
-fn measure(team: &Team, dtype: Dtype) -> [f64; 5] {
-    let row_bytes = dtype.row_bytes(N_COLS).expect("a multiple of 256");
-    let n_rows = 512 * team.n_threads();
-    let size = n_rows * row_bytes;
-    let pieces = WALK / size;
-    // Any bytes will do as long as no float is slow to use: this pattern keeps F16, BF16 and F32 normal.
-    let byte = |i: usize| if i.is_multiple_of(2) { (i * 37) as u8 } else { 0x2c + (i % 7) as u8 };
-    let mut data: Vec<u8> = (0..pieces * size).map(byte).collect();
-    let x: Vec<f32> = (0..PREFILL * N_COLS).map(|i| (i * 7919 % 1000) as f32 / 500.0 - 1.0).collect();
-    let mut act = Activations::default();
-    let mut out = vec![0.0; PREFILL * n_rows];
-    let mut product = |data: &[u8], layout: Layout, n_rows: usize, n_tokens: usize, piece: usize| {
-        let weights =
-            Weights { dtype, layout, n_rows, n_cols: N_COLS, data: &data[piece * size..][..n_rows * row_bytes] };
-        let product = Product { weights, bias: None, then: Then::Store, out: &mut out[..n_tokens * n_rows] };
-        let input = Input { x: &x[..n_tokens * N_COLS], n_cols: N_COLS, norm: Norm::None };
-        matmul(team, input, &mut act, &mut [product]);
-    };
-    let gb = |seconds: f64| size as f64 / seconds / 1e9;
-    let mut decode = |data: &[u8], layout: Layout, n_tokens: usize| {
-        gb(time(4 * pieces / n_tokens, |i| product(data, layout, n_rows, n_tokens, i % pieces)))
-    };
-    let rows = [1, 4].map(|n| decode(&data, Layout::Rows, n));
-    let few_rows = 32 * team.n_threads();
-    let mut panel = vec![0; PANEL_ROWS * row_bytes];
-    for rows in data.chunks_exact_mut(panel.len()) {
-        interleave::interleave(dtype, rows, &mut panel);
-        rows.copy_from_slice(&panel);
+/// Operations a cycle that two vector multipliers can do: with 256 bits two products in i16 for each byte, summed up in i16
+/// while they fit (4 bits: 8 of them, 5: 4, 6: 2) before one multiplication widens them; with 512 bits and VNNI four in i32.
+/// `None` where nothing is said.
+fn bound(level: &str, dtype: Dtype) -> Option<u32> {
+    use Dtype::*;
+    let float = matches!(dtype, F32 | F16 | BF16);
+    match level {
+        "avx2" if float => Some(32),
+        "avx2" => Some(match dtype {
+            Q2_K | Q3_K | Q4_0 | Q4_1 | Q4_K => 114,
+            Q5_0 | Q5_1 | Q5_K => 102,
+            Q6_K => 85,
+            _ => 64,
+        }),
+        "avx512" if float => Some(64),
+        "avx512" => Some(256),
+        _ => None,
     }
-    let panels = [1, 4].map(|n| decode(&data, Layout::Panels, n));
-    let prefill = time(100, |i| product(&data, Layout::Panels, few_rows, PREFILL, i % 8));
-    let ops = 2.0 * (PREFILL * few_rows * N_COLS) as f64;
-    [rows[0], rows[1], panels[0], panels[1], ops / prefill / 1e9]
+}
+
+/// Bytes that are no slow floats in any place where a type has floats.
+fn bytes(n: usize) -> Vec<u8> {
+    let byte = |i: usize| if i.is_multiple_of(2) { (i * 37) as u8 } else { 0x2c + (i % 7) as u8 };
+    (0..n).map(byte).collect()
 }
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
-    let n_threads = args.first().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let (mut criterion, n_threads) = clock::criterion();
     let team = Team::new(n_threads);
-    println!("level {}, {n_threads} threads, plain read {:.1} GB/s", kernels().level.name(), stream(&team));
-    println!(
-        "{:8} {:>12} {:>12} {:>12} {:>12} {:>10}",
-        "", "rows GB/s", "4 tokens", "panels GB/s", "4 tokens", "512 GOP/s"
-    );
+    let level = kernels().level.name();
+    let x: Vec<f32> = (0..PREFILL * N_COLS).map(|i| (i * 7919 % 1000) as f32 / 500.0 - 1.0).collect();
+    let data = bytes(WALK);
+
+    let mut group = criterion.benchmark_group("read");
+    let piece = 2 << 20;
+    let mut at = (0..WALK / piece - n_threads).cycle().step_by(n_threads);
+    let sum = AtomicU64::new(0);
+    group.throughput(Throughput::Bytes((n_threads * piece) as u64));
+    group.bench_function("memory", |b| {
+        b.iter(|| {
+            let start = at.next().unwrap_or(0);
+            team.run(n_threads, &|i| {
+                let words = data[(start + i) * piece..][..piece].as_chunks::<8>().0;
+                let total = words.iter().fold(0, |sum: u64, word| sum.wrapping_add(u64::from_ne_bytes(*word)));
+                sum.fetch_add(total, Ordering::Relaxed);
+            });
+        });
+    });
+    black_box(sum);
+    group.finish();
+
     for dtype in Dtype::RUNNABLE {
-        if args.len() < 2 || args[1..].iter().any(|a| a == dtype.name()) {
-            let [rows, rows4, panels, panels4, prefill] = measure(&team, dtype);
-            println!("{:8} {rows:12.1} {rows4:12.1} {panels:12.1} {panels4:12.1} {prefill:10.1}", dtype.name());
+        for (layout, name) in [(Layout::Rows, "rows"), (Layout::Panels, "panels")] {
+            let row_bytes = dtype.row_bytes(N_COLS).expect("a multiple of 256");
+            let mut act = Activations::default();
+            let mut product = |n_rows: usize, n_tokens: usize, piece: usize, out: &mut [f32]| {
+                let size = n_rows * row_bytes;
+                let weights = Weights { dtype, layout, n_rows, n_cols: N_COLS, data: &data[piece * size..][..size] };
+                let product = Product { weights, bias: None, then: Then::Store, out: &mut out[..n_tokens * n_rows] };
+                let input = Input { x: &x[..n_tokens * N_COLS], n_cols: N_COLS, norm: Norm::None };
+                matmul(&team, input, &mut act, &mut [product]);
+            };
+            let n_rows = 512 * n_threads;
+            let mut out = vec![0.0; PREFILL * n_rows];
+            let mut pieces = (0..WALK / (n_rows * row_bytes)).cycle();
+            for (n_tokens, title) in [(1, "one token"), (4, "four tokens")] {
+                let mut group = criterion.benchmark_group(title);
+                group.throughput(Throughput::Bytes((n_rows * row_bytes) as u64));
+                group.bench_function(BenchmarkId::new(dtype.name(), name), |b| {
+                    b.iter(|| product(n_rows, n_tokens, pieces.next().unwrap_or(0), &mut out));
+                });
+                group.finish();
+            }
+
+            let n_rows = 32 * n_threads;
+            let mut pieces = (0..8).cycle();
+            let limit = bound(level, dtype).map_or(String::new(), |bound| format!(", bound {bound}"));
+            let mut group = criterion.benchmark_group(format!("{PREFILL} tokens"));
+            group.throughput(Throughput::Elements(2 * (PREFILL * n_rows * N_COLS) as u64));
+            group.bench_function(BenchmarkId::new(dtype.name(), format!("{name}{limit}")), |b| {
+                b.iter(|| product(n_rows, PREFILL, pieces.next().unwrap_or(0), &mut out));
+            });
+            group.finish();
         }
     }
+    criterion.final_summary();
 }

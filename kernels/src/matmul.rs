@@ -6,6 +6,7 @@
 //!
 //! The rows are dealt to the team in panels of 16. A thread unpacks some columns of a panel into its first-level cache,
 //! multiplies them with all the tokens, and goes on to the next columns: the weights are read and unpacked once a call.
+//! A few tokens are multiplied with each group of weights as it is unpacked, which keeps up with the memory.
 //! What follows a product (bias, activation, gate, residual) is done on the sums while they are in that cache.
 
 use crate::panel::{Columns, FEW, FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel, Source};
@@ -235,14 +236,10 @@ pub fn matmul_with(k: &Kernels, team: &Team, input: Input<'_>, act: &mut Activat
     let (mut floats, mut rounded) = (false, false);
     let mut cost = 0;
     for p in &*products {
-        let mut matrices = vec![p.weights];
-        if let Then::Gate(up) = p.then {
-            assert_eq!((up.n_rows, up.n_cols), (p.weights.n_rows, p.weights.n_cols));
-            matrices.push(up);
-        }
-        for w in matrices {
+        let up = if let Then::Gate(up) = p.then { Some(up) } else { None };
+        for w in [Some(p.weights), up].into_iter().flatten() {
+            assert_eq!((w.n_rows, w.n_cols), (p.weights.n_rows, n_cols));
             w.check();
-            assert_eq!(w.n_cols, n_cols);
             let float = Form::of(w.dtype) == Form::Float;
             floats |= float;
             rounded |= !float;
@@ -272,7 +269,11 @@ pub fn matmul_with(k: &Kernels, team: &Team, input: Input<'_>, act: &mut Activat
     let total: usize = jobs.iter().map(|job| job.n_bytes()).sum();
     // Less work than this is done before another thread has noticed it.
     const WORTH_A_REGION: usize = 32 * 1024;
-    let parts = if cost < WORTH_A_REGION { 1 } else { team.n_threads() };
+    // Several parts for each thread let one make up for another that was interrupted; a part should last longer than
+    // taking it.
+    const WORTH_A_PART: usize = 256 * 1024;
+    let n_threads = team.n_threads();
+    let parts = if cost < WORTH_A_REGION { 1 } else { n_threads * (cost / n_threads / WORTH_A_PART).clamp(1, 4) };
     team.run(parts, &|i| {
         let mut bytes = total * i / parts..total * (i + 1) / parts;
         for job in &jobs {

@@ -1,7 +1,7 @@
 //! Float weights to 8 bits when a model is loaded: Q8_0 blocks, interleaved.
 
 use crate::block::Q8_0;
-use crate::interleave::interleave;
+use crate::interleave::{self, interleave};
 use crate::panel::PANEL_ROWS;
 use crate::team::Disjoint;
 use crate::{Dtype, Kernels, Layout, Level, Team, Weights, kernels};
@@ -39,12 +39,12 @@ impl Steps {
 /// up to the largest of them.
 ///
 /// # Panics
-/// If the type is not runnable, the rows are not stored one after the other, or are no multiple of 32 long.
+/// If the type is not runnable, or the rows are no multiple of 32 long.
 pub fn to_q8_0(team: &Team, weights: Weights<'_>, steps: Steps) -> Vec<u8> {
     let k = kernels();
     let steps = if steps == Steps::Coarse { 63.0 } else { 127.0 };
     let Weights { dtype, layout, n_rows, n_cols, data } = weights;
-    assert!(dtype.is_runnable() && layout == Layout::Rows && n_cols.is_multiple_of(32));
+    assert!(dtype.is_runnable() && n_cols.is_multiple_of(32));
     let stored = dtype.row_bytes(n_cols).expect("weights hold whole blocks");
     let row_bytes = Dtype::Q8_0.row_bytes(n_cols).expect("a multiple of 32");
     assert_eq!(data.len(), n_rows * stored);
@@ -55,7 +55,16 @@ pub fn to_q8_0(team: &Team, weights: Weights<'_>, steps: Steps) -> Vec<u8> {
             for first in panels.map(|p| p * PANEL_ROWS) {
                 let last = n_rows.min(first + PANEL_ROWS);
                 scratch.rows.clear();
-                for row in data[first * stored..last * stored].chunks_exact(stored) {
+                let from = &data[first * stored..last * stored];
+                let is_panel = layout == Layout::Panels && last - first == PANEL_ROWS;
+                let mut apart = vec![0; if is_panel { stored } else { 0 }];
+                for r in 0..last - first {
+                    let row = if is_panel {
+                        interleave::row(dtype, from, r, &mut apart);
+                        &apart
+                    } else {
+                        &from[r * stored..(r + 1) * stored]
+                    };
                     scratch.round(k, dtype, row, n_cols, steps);
                 }
                 // SAFETY: each panel belongs to one part, and panels do not overlap.
@@ -127,7 +136,7 @@ mod tests {
             let mut row = vec![0; row_bytes];
             if r < 32 {
                 let panel = &rounded[r / PANEL_ROWS * PANEL_ROWS * row_bytes..][..PANEL_ROWS * row_bytes];
-                crate::interleave::row(Dtype::Q8_0, panel, r % PANEL_ROWS, &mut row);
+                interleave::row(Dtype::Q8_0, panel, r % PANEL_ROWS, &mut row);
             } else {
                 row.copy_from_slice(&rounded[r * row_bytes..][..row_bytes]);
             }
@@ -135,6 +144,57 @@ mod tests {
             (kernels().dequantize)(Dtype::Q8_0, &row, &mut back);
             let errors = back.iter().zip(&floats[r * n_cols..]).map(|(a, b)| (a - b).abs());
             assert!(errors.fold(0.0, f32::max) < 0.005, "row {r}");
+        }
+    }
+
+    #[test]
+    fn interleaved_weights_round_alike() {
+        let (n_rows, n_cols) = (21, 64);
+        let data: Vec<u8> = (0..n_rows * n_cols).flat_map(|i| ((i * 7919) as f32).sin().to_le_bytes()).collect();
+        let row_bytes = 4 * n_cols;
+        let mut panels = data.clone();
+        interleave(Dtype::F32, &data[..PANEL_ROWS * row_bytes], &mut panels[..PANEL_ROWS * row_bytes]);
+        let rounded = [(Layout::Rows, &data), (Layout::Panels, &panels)].map(|(layout, data)| {
+            to_q8_0(&Team::new(2), Weights { dtype: Dtype::F32, layout, n_rows, n_cols, data }, Steps::Coarse)
+        });
+        assert_eq!(rounded[0], rounded[1]);
+    }
+
+    /// The directions of products stay what they are, also where some of the inputs are a hundred times the others.
+    #[test]
+    fn products_stay_near_with_outliers() {
+        use crate::{Activations, Input, Norm, Product, Then, matmul};
+        let (n_rows, n_cols, n_tokens) = (192, 256, 24);
+        let mut seed = 1u64;
+        let mut random = || {
+            let mut uniform = || {
+                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (seed >> 40) as f32 / (1 << 24) as f32 - 0.5
+            };
+            uniform() + uniform() + uniform()
+        };
+        let w: Vec<u8> = (0..n_rows * n_cols).flat_map(|_| (0.05 * random()).to_le_bytes()).collect();
+        let x: Vec<f32> = (0..n_tokens * n_cols)
+            .map(|i| random() * if [37, 160].contains(&(i % n_cols)) { 100.0 } else { 1.0 })
+            .collect();
+        let team = Team::new(2);
+        let multiply = |weights: Weights<'_>| {
+            let mut out = vec![0.0; n_tokens * n_rows];
+            let product = Product { weights, bias: None, then: Then::Store, out: &mut out };
+            let input = Input { x: &x, n_cols, norm: Norm::None };
+            matmul(&team, input, &mut Activations::default(), &mut [product]);
+            out
+        };
+        let weights = Weights { dtype: Dtype::F32, layout: Layout::Rows, n_rows, n_cols, data: &w };
+        let exact = multiply(weights);
+        for steps in [Steps::Coarse, Steps::Fine] {
+            let data = to_q8_0(&team, weights, steps);
+            let near = multiply(Weights { dtype: Dtype::Q8_0, layout: Layout::Panels, data: &data, ..weights });
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+            for (a, b) in exact.chunks_exact(n_rows).zip(near.chunks_exact(n_rows)) {
+                let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+                assert!(cosine > 0.999, "{steps:?}: cosine {cosine}");
+            }
         }
     }
 }

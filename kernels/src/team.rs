@@ -1,14 +1,16 @@
 //! The thread team: a fixed number of threads that run one region at a time.
 //!
 //! A region costs well under a microsecond when its workers still spin from the one before, which is what a forward pass
-//! of hundreds of regions needs. Workers that find nothing to do for some microseconds park, so that an idle team costs nothing.
+//! of hundreds of regions needs. Workers that find nothing to do for some microseconds park, so that an idle team costs
+//! nothing. Whoever is there takes the next part: a region does not wait for a thread that the system does not run, be it
+//! that there are more threads than processors or that other programs are busy.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
@@ -17,7 +19,7 @@ use std::time::{Duration, Instant};
 const SPIN: Duration = Duration::from_micros(20);
 /// More threads than this are not started.
 const MAX_THREADS: usize = 256;
-/// In [`Shared::turn`]: the workers shall end.
+/// In [`Shared::state`]: the workers shall end.
 const STOP: u64 = u32::MAX as u64;
 
 thread_local! {
@@ -27,8 +29,8 @@ thread_local! {
 
 /// Threads that work on one region together. Results never depend on how many there are.
 ///
-/// Parts are assigned statically: with `t` threads, part `i` belongs to thread `i % t`. Regions of several callers run one
-/// after the other; a region that is started from inside a part runs on the thread that started it.
+/// Parts are taken in order, each by a thread that is free. Regions of several callers run one after the other; a region
+/// that is started from inside a part runs on the thread that started it.
 pub struct Team {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
@@ -37,12 +39,14 @@ pub struct Team {
 }
 
 struct Shared {
-    /// Count of regions in the upper half, threads that take part in the newest one in the lower half.
-    turn: AtomicU64,
-    /// The newest region. Written by the caller while no worker takes part in any.
+    /// Count of regions in the upper half, parts of the newest one that nobody has taken in the lower half.
+    state: AtomicU64,
+    /// The newest region. Written by the caller while no part is pending.
     region: UnsafeCell<Option<Region>>,
-    /// Workers that have not finished the newest region.
+    /// Parts of the newest region that are not finished.
     pending: AtomicUsize,
+    /// Whether a part of the newest region has panicked.
+    panicked: AtomicBool,
     /// What the first part to panic panicked with.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
@@ -53,19 +57,47 @@ struct Region {
     caller: Thread,
 }
 
-// SAFETY: `region` is written only while no worker takes part in a region and read only by those that do; the release
-// store to `turn` and the release decrement of `pending` order the two. `Region::f` points to a `Sync` closure.
+// SAFETY: `region` is written only while no part is pending, and read only by threads that have taken a part and not
+// finished it; the release store to `state` and the release decrement of `pending` order the two. `Region::f` points to a
+// `Sync` closure.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the raw pointer in `region` is not used outside a region.
 unsafe impl Send for Shared {}
 
 impl Shared {
-    /// Runs the parts of thread `index` of `n_threads`. A panic is kept for the caller and ends this thread's parts.
-    fn work(&self, f: &(dyn Fn(usize) + Sync), n_parts: usize, index: usize, n_threads: usize) {
+    /// Runs parts of the newest region until all are taken. A panic is kept for the caller; parts that are taken after it
+    /// are not run.
+    fn work(&self) {
+        let mut state = self.state.load(Ordering::Acquire);
+        while state & STOP != 0 && state & STOP != STOP {
+            // The count in the upper half makes sure that the part is one of the region whose state was read.
+            if let Err(newer) = self.state.compare_exchange_weak(state, state - 1, Ordering::AcqRel, Ordering::Acquire)
+            {
+                state = newer;
+                continue;
+            }
+            // SAFETY: this thread has taken a part that it has not finished.
+            let region = unsafe { (*self.region.get()).as_ref() }.expect("a region was written before its parts");
+            let caller = region.caller.clone();
+            let part = region.n_parts - (state & STOP) as usize;
+            // SAFETY: the caller keeps the closure alive until `pending` is zero.
+            self.run_part(unsafe { &*region.f }, part);
+            if self.pending.fetch_sub(1, Ordering::AcqRel) == 1 && caller.id() != thread::current().id() {
+                caller.unpark();
+            }
+            state = self.state.load(Ordering::Acquire);
+        }
+    }
+
+    fn run_part(&self, f: &(dyn Fn(usize) + Sync), part: usize) {
+        if self.panicked.load(Ordering::Relaxed) {
+            return;
+        }
         let outer = INSIDE.replace(true);
-        let result = catch_unwind(AssertUnwindSafe(|| (index..n_parts).step_by(n_threads).for_each(f)));
+        let result = catch_unwind(AssertUnwindSafe(|| f(part)));
         INSIDE.set(outer);
         if let Err(payload) = result {
+            self.panicked.store(true, Ordering::Relaxed);
             let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
             match *first {
                 None => *first = Some(payload),
@@ -75,27 +107,14 @@ impl Shared {
         }
     }
 
-    /// The life of worker `index`.
-    fn serve(&self, index: usize) {
-        let mut last = 0;
+    /// The life of a worker.
+    fn serve(&self) {
         loop {
-            wait(|| self.turn.load(Ordering::Acquire) != last);
-            last = self.turn.load(Ordering::Acquire);
-            let n_threads = (last & STOP) as usize;
-            if last & STOP == STOP {
+            wait(|| self.state.load(Ordering::Acquire) & STOP != 0);
+            if self.state.load(Ordering::Acquire) & STOP == STOP {
                 return;
             }
-            if index >= n_threads {
-                continue;
-            }
-            // SAFETY: this worker takes part in the region, so the caller does not write until `pending` says it is done.
-            let region = unsafe { (*self.region.get()).as_ref() }.expect("a region was written before its turn");
-            let caller = region.caller.clone();
-            // SAFETY: the caller keeps the closure alive until `pending` is zero.
-            self.work(unsafe { &*region.f }, region.n_parts, index, n_threads);
-            if self.pending.fetch_sub(1, Ordering::AcqRel) == 1 {
-                caller.unpark();
-            }
+            self.work();
         }
     }
 }
@@ -124,14 +143,15 @@ impl Team {
     /// start more.
     pub fn new(n_threads: usize) -> Team {
         let shared = Arc::new(Shared {
-            turn: AtomicU64::new(0),
+            state: AtomicU64::new(0),
             region: UnsafeCell::new(None),
             pending: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
         let workers = (1..n_threads.min(MAX_THREADS)).map_while(|index| {
             let shared = Arc::clone(&shared);
-            thread::Builder::new().name(format!("mmq-{index}")).spawn(move || shared.serve(index)).ok()
+            thread::Builder::new().name(format!("mmq-{index}")).spawn(move || shared.serve()).ok()
         });
         Team { workers: workers.collect(), shared, turn: Mutex::new(()) }
     }
@@ -145,27 +165,29 @@ impl Team {
     /// A part must not wait for another thread that uses the same team: the team is taken until the region ends.
     ///
     /// # Panics
-    /// If a part panics: with its payload, once every thread has stopped. Parts of the same thread that were to follow
-    /// are then not run. The team stays usable.
+    /// If a part panics: with its payload, once every thread has stopped. Parts that no thread has taken by then are not
+    /// run. The team stays usable.
     pub fn run(&self, n_parts: usize, f: &(dyn Fn(usize) + Sync)) {
         let n_threads = self.n_threads().min(n_parts);
         if n_threads <= 1 || INSIDE.get() {
             return (0..n_parts).for_each(f);
         }
+        assert!(n_parts < STOP as usize, "{n_parts} parts");
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
-        // SAFETY: only the lifetime is erased; this function returns after the last worker has dropped the reference.
-        let f_static: *const (dyn Fn(usize) + Sync) =
+        // SAFETY: only the lifetime is erased; this function returns after the last part is finished.
+        let f: *const (dyn Fn(usize) + Sync) =
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(f) };
         // SAFETY: this thread holds the turn and the region before has ended, so no worker reads.
-        unsafe { *shared.region.get() = Some(Region { f: f_static, n_parts, caller: thread::current() }) };
-        shared.pending.store(n_threads - 1, Ordering::Relaxed);
-        let count = (shared.turn.load(Ordering::Relaxed) >> 32).wrapping_add(1);
-        shared.turn.store(count << 32 | n_threads as u64, Ordering::Release);
+        unsafe { *shared.region.get() = Some(Region { f, n_parts, caller: thread::current() }) };
+        shared.panicked.store(false, Ordering::Relaxed);
+        shared.pending.store(n_parts, Ordering::Relaxed);
+        let count = (shared.state.load(Ordering::Relaxed) >> 32).wrapping_add(1);
+        shared.state.store(count << 32 | n_parts as u64, Ordering::Release);
         for worker in &self.workers[..n_threads - 1] {
             worker.thread().unpark();
         }
-        shared.work(f, n_parts, 0, n_threads);
+        shared.work();
         wait(|| shared.pending.load(Ordering::Acquire) == 0);
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(turn);
@@ -204,7 +226,7 @@ impl Team {
 
 impl Drop for Team {
     fn drop(&mut self) {
-        self.shared.turn.store(STOP, Ordering::Release);
+        self.shared.state.store(STOP, Ordering::Release);
         for worker in &self.workers {
             worker.thread().unpark();
         }

@@ -29,7 +29,7 @@ use crate::blocks::kv_cache::{KvCache, KvTypes};
 use crate::blocks::rope::Rope;
 use crate::gguf::Gguf;
 use crate::ops::{self, Cx, Linear, Norm};
-use crate::tensor::Loader;
+use crate::tensor::{Loader, Weight};
 use crate::{Result, bail};
 
 /// The registry's line.
@@ -101,7 +101,7 @@ impl Config {
 pub struct Llama {
     config: Config,
     rope: Rope,
-    token_embd: Linear,
+    token_embd: Weight,
     layers: Vec<DecoderLayer>,
     output_norm: Vec<f32>,
     output: Linear,
@@ -113,11 +113,13 @@ impl Llama {
         let gguf = loader.gguf;
         let config = Config::load(gguf)?;
         let s = config.layer;
-        let linear = |name: &str| -> Result<Linear> {
-            Ok(Linear { weight: loader.weight(name, config.n_vocab, s.n_embd)?, bias: None })
+        let (token_embd, output) = if loader.has("output.weight") {
+            let token_embd = loader.table("token_embd.weight", config.n_vocab, s.n_embd)?;
+            (token_embd, loader.weight("output.weight", config.n_vocab, s.n_embd)?)
+        } else {
+            let tied = loader.weight("token_embd.weight", config.n_vocab, s.n_embd)?;
+            (tied.clone(), tied)
         };
-        let token_embd = linear("token_embd.weight")?;
-        let output = if loader.has("output.weight") { linear("output.weight")? } else { token_embd.clone() };
         Ok(Llama {
             rope: Rope::load(gguf, "llama", s.head_dim, config.n_ctx_train)?,
             layers: (0..config.n_layer)
@@ -125,7 +127,7 @@ impl Llama {
                 .collect::<Result<_>>()?,
             output_norm: loader.vector("output_norm.weight", s.n_embd)?,
             token_embd,
-            output,
+            output: Linear { weight: output, bias: None },
             config,
         })
     }
@@ -162,7 +164,7 @@ impl TextModel for Llama {
         let start = out.len();
         out.resize(start + tokens.len() * n_embd, 0.0);
         for (row, token) in out[start..].chunks_exact_mut(n_embd).zip(tokens) {
-            self.token_embd.weight.row(*token as usize, row);
+            self.token_embd.row(*token as usize, row);
         }
     }
 

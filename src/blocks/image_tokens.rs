@@ -214,7 +214,7 @@ mod tests {
 
     /// Features of three crops whose last value is their number, and saliencies.
     fn features() -> (Vec<f32>, Vec<f32>) {
-        let noise = |i: usize| ((i as u64 * 0x9e37_79b9_7f4a_7c15) >> 40) as f32 / (1 << 24) as f32;
+        let noise = |i: usize| ((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / (1 << 24) as f32;
         let mut x: Vec<f32> = (0..3 * N_PATCH * WIDTH).map(noise).collect();
         x.chunks_exact_mut(WIDTH).enumerate().for_each(|(i, row)| row[WIDTH - 1] = i as f32 / 1000.0);
         (x, (0..3 * N_PATCH).map(|i| noise(i + 5000)).collect())

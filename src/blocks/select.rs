@@ -263,7 +263,7 @@ mod tests {
     fn it_chooses_what_the_plain_greedy_does() {
         for (n_rows, width, seed) in [(1, 3, 1), (20, 7, 2), (36, 48, 3), (40, 64, 4)] {
             let (x, saliency) = (clusters(n_rows, width, seed), noise(n_rows, seed + 9));
-            for n in [1, 2, n_rows / 4, n_rows / 2, n_rows - 1].into_iter().filter(|n| *n > 0) {
+            for n in [1, 2, n_rows / 4, n_rows / 2, n_rows - 1].into_iter().filter(|n| (1..=n_rows).contains(n)) {
                 let chosen = choose(&x, width, &saliency, n, 2);
                 assert_eq!(chosen.kept, plain(&x, width, &saliency, n), "{n} of {n_rows}");
             }

@@ -4,10 +4,12 @@ mod report;
 mod values;
 
 use super::image_tokens::ImageTokensArgs;
-use super::run::{kv_type, report::Progress};
+use super::run::{kv_type, load_mode, report::Progress};
 use super::{catch_ctrl_c, say};
 use crate::media::{self, DecodeOptions};
-use crate::pipelines::{Cancel, Engine, EngineOptions, KvType, Session, SessionOptions, find_mmproj};
+use crate::pipelines::{
+    Cancel, Engine, EngineOptions, KvType, LoadMode, Precision, Session, SessionOptions, find_mmproj,
+};
 use crate::text::SamplerParams;
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Result, bail};
@@ -19,6 +21,7 @@ use values::{Numbers, Pair};
 
 /// Measures how fast a model reads prompts, writes tokens and encodes pictures.
 #[derive(clap::Args)]
+#[command(args_override_self = true)]
 #[command(after_help = "N: numbers separated by commas, and ranges A-B, A-B+STEP, A-B*FACTOR; flags may be repeated.
 Every combination is measured. Sampling and the splitting of text into tokens are not part of it.
 [-pg] and the like: llama-bench's short spelling, which works too.
@@ -60,6 +63,10 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", default_value = "Describe what you see in this picture in one sentence.")]
     image_prompt: String,
 
+    /// Precision of the vision encoder: f32, int8 (faster) or auto (int8 for files of float weights)
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    vision_precision: Precision,
+
     #[command(flatten)]
     image_tokens: ImageTokensArgs,
 
@@ -82,6 +89,10 @@ pub struct Args {
     /// Type of the stored values, as for `mmq run`; several separated by commas [-ctv]
     #[arg(long, value_name = "TYPE", default_value = "f16", value_delimiter = ',')]
     cache_type_v: Vec<String>,
+
+    /// How weights come into memory: mmap, repack or auto [-lm]
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = load_mode)]
+    load_mode: (LoadMode, bool),
 
     /// Times that each test is repeated
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -221,6 +232,8 @@ impl Plan {
 fn load(args: &Args, model: Option<&Path>, n_threads: usize) -> Result<Engine> {
     let options = EngineOptions {
         n_threads: (n_threads > 0).then_some(n_threads),
+        load_mode: args.load_mode.0,
+        vision_precision: args.vision_precision,
         image_tokens: args.image_tokens.get(),
         ..EngineOptions::default()
     };

@@ -8,7 +8,8 @@ use super::image_tokens::ImageTokensArgs;
 use super::{catch_ctrl_c, printable, printed, read_text, say};
 use crate::media::{self, DecodeOptions, Filter};
 use crate::pipelines::{
-    Engine, EngineOptions, Finish, Generation, KvType, Precision, Session, SessionOptions, find_mmproj,
+    Cancel, Engine, EngineOptions, Finish, Generation, KvType, LoadMode, Precision, Session, SessionOptions,
+    find_mmproj,
 };
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Error, ErrorKind, Result, bail};
@@ -80,6 +81,11 @@ pub struct Args {
     #[arg(short, long, value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..=1024), help_heading = "Memory and speed")]
     threads: i64,
 
+    /// How weights come into memory: mmap (as they lie in the file), repack (interleaved, for speed) or auto [-lm, -rtr]
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = load_mode, help_heading = "Memory and speed")]
+    load_mode: (LoadMode, bool),
+
+    /// Type of the stored keys, f16 or f32 [-ctk]
     /// Type of the stored keys: f16, f32, q8_0 or q4_0 [-ctk]
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type, help_heading = "Memory and speed")]
     cache_type_k: KvType,
@@ -152,6 +158,7 @@ const ENVIRONMENT: &[(&str, &str, &str)] = &[
     ("batch_size", "MMQ_ARG_BATCH", "LLAMA_ARG_BATCH"),
     ("ubatch_size", "MMQ_ARG_UBATCH", "LLAMA_ARG_UBATCH"),
     ("threads", "MMQ_ARG_THREADS", "LLAMA_ARG_THREADS"),
+    ("load_mode", "MMQ_ARG_LOAD_MODE", "LLAMA_ARG_LOAD_MODE"),
     ("cache_type_k", "MMQ_ARG_CACHE_TYPE_K", "LLAMA_ARG_CACHE_TYPE_K"),
     ("cache_type_v", "MMQ_ARG_CACHE_TYPE_V", "LLAMA_ARG_CACHE_TYPE_V"),
     ("temp", "MMQ_ARG_TEMPERATURE", "LLAMA_ARG_TEMPERATURE"),
@@ -195,6 +202,16 @@ pub(super) fn kv_type(name: &str) -> Result<KvType, String> {
     }
 }
 
+/// A mode, and whether llama.cpp's name for it also asks for locked memory.
+pub(super) fn load_mode(name: &str) -> Result<(LoadMode, bool), String> {
+    match name {
+        "none" | "dio" => Ok((LoadMode::Repack, false)),
+        "mlock" => Ok((LoadMode::Repack, true)),
+        "mmap+mlock" => Ok((LoadMode::Mmap, true)),
+        _ => name.parse().map(|mode| (mode, false)),
+    }
+}
+
 /// Runs the command.
 pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     let cancel = catch_ctrl_c()?;
@@ -206,6 +223,9 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         }
     };
     notes.iter().for_each(|text| note(text));
+    if args.load_mode.1 {
+        note("memory is not locked");
+    }
     let options = SessionOptions {
         n_ctx: args.ctx_size as usize,
         n_ubatch: args.ubatch_size.min(args.batch_size) as usize,
@@ -218,7 +238,7 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     let system = system_prompt(args)?;
 
     let start = Instant::now();
-    let engine = Arc::new(load(args, &progress, &note)?);
+    let engine = Arc::new(load(args, &cancel, &progress, &note)?);
     report.load = start.elapsed();
     progress.finish();
     if options.n_ctx > engine.n_ctx_train() {
@@ -333,7 +353,7 @@ impl Output {
     }
 }
 
-fn load(args: &Args, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine> {
+fn load(args: &Args, cancel: &Cancel, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine> {
     let chat_template = match &args.chat_template_file {
         Some(path) => Some(read_text(path)?),
         None => args.chat_template.clone(),
@@ -343,6 +363,7 @@ fn load(args: &Args, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine>
         chat_template,
         image_fit: args.image_fit.clone(),
         image_filter: args.image_filter,
+        load_mode: args.load_mode.0,
         vision_precision: args.vision_precision,
         image_tokens: args.image_tokens.get(),
     };
@@ -366,8 +387,8 @@ fn load(args: &Args, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine>
             found.as_deref()
         }
     };
-    progress.message("loading");
-    Engine::load(model, mmproj, &options)
+    progress.start("loading");
+    Engine::load_watched(model, mmproj, &options, Some(cancel), Some(&mut |done| progress.set(done)))
 }
 
 /// The prompt of -p, of -f, or of a pipe.

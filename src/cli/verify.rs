@@ -4,6 +4,7 @@ use super::printed;
 use crate::gguf::Gguf;
 use crate::pipelines::Precision;
 use crate::pipelines::verify::{self, Check, Report};
+use crate::pipelines::{EngineOptions, LoadMode};
 use crate::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -32,6 +33,9 @@ pub struct Args {
     #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true, env = "MMQ_ARG_THREADS")]
     threads: i64,
 
+    /// How weights come into memory: mmap, repack or auto
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    load_mode: LoadMode,
     /// Precision of vision encoders: f32, int8 or auto; what is recorded was computed in f32
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     vision_precision: Precision,
@@ -39,13 +43,18 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
-    let n_threads = usize::try_from(args.threads).ok().filter(|n| *n > 0);
+    let options = EngineOptions {
+        n_threads: usize::try_from(args.threads).ok().filter(|n| *n > 0),
+        load_mode: args.load_mode,
+        vision_precision: args.vision_precision,
+        ..EngineOptions::default()
+    };
     let mut out = io::stdout().lock();
     let mut written = Ok(());
     let mut reports = Vec::new();
     let mut broken = Vec::new();
     for path in &args.fixtures {
-        match Gguf::open(path).and_then(|gguf| verify::verify(&gguf, n_threads, args.vision_precision)) {
+        match Gguf::open(path).and_then(|gguf| verify::verify(&gguf, &options)) {
             Ok(report) => {
                 if !args.json {
                     written = written.and_then(|()| print(&mut out, &report, args.quiet));

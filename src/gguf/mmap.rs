@@ -1,10 +1,12 @@
-//! Mapping a file into memory: the one place of the library's formats that needs `unsafe`.
+//! Memory from the system: mapped files and fresh pages. The one place of the library's formats that needs `unsafe`.
 #![allow(unsafe_code)]
 
-use super::Bytes;
+use super::{Bytes, Storage};
 use crate::bail;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
+use memmap2::{Mmap, MmapMut};
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,7 +28,62 @@ pub(super) fn map(path: &Path) -> Result<Bytes> {
     // SAFETY: the mapping is private to `Bytes`, read-only and unmapped with its last clone. Another program may change
     // the file meanwhile, which `Gguf::open` documents: metadata are copied out as they are checked, and tensor data
     // are numbers of which every bit pattern is valid.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, &e))?;
+    let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, &e))?;
     let len = map.len();
-    Ok(Bytes { owner: Arc::new(map), start: 0, len })
+    Ok(Bytes { owner: Arc::new(MappedFile(map)), start: 0, len })
+}
+
+/// A file that is mapped read-only.
+struct MappedFile(Mmap);
+
+impl Storage for MappedFile {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    #[cfg(unix)]
+    fn give_back(&self, range: Range<usize>) {
+        // SAFETY: pages of a file that is mapped read-only hold nothing but the file's content; dropped ones are read
+        // from the file again when they are next touched.
+        let given =
+            unsafe { self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+        // A system that declines keeps the pages, which costs memory and nothing else.
+        let _ = given;
+    }
+
+    #[cfg(unix)]
+    fn read_ahead(&self, range: Range<usize>) {
+        // Without it the pages are read one by one, when they are touched.
+        let _ = self.0.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+    }
+}
+
+/// Pages that belong to the process alone.
+struct Pages(Mmap);
+
+impl Storage for Pages {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Fresh pages of `len` bytes, not yet touched. Large ones are huge where the system has such on demand.
+pub(super) fn pages(len: usize) -> Result<MmapMut> {
+    let pages = MmapMut::map_anon(len)
+        .map_err(|e| Error::new(ErrorKind::Memory, format!("{len} bytes of memory cannot be had: {e}")))?;
+    #[cfg(target_os = "linux")]
+    {
+        // Ordinary pages do as well.
+        let _ = pages.advise(memmap2::Advice::HugePage);
+    }
+    Ok(pages)
+}
+
+/// Pages that will not be written again.
+pub(super) fn finished(pages: MmapMut) -> Result<Bytes> {
+    let len = pages.len();
+    let pages = pages
+        .make_read_only()
+        .map_err(|e| Error::new(ErrorKind::Memory, format!("{len} bytes of memory cannot be protected: {e}")))?;
+    Ok(Bytes { owner: Arc::new(Pages(pages)), start: 0, len })
 }

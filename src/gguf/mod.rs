@@ -6,6 +6,7 @@
 
 mod metadata;
 mod mmap;
+mod packed;
 mod reader;
 mod sniff;
 mod split;
@@ -17,6 +18,7 @@ pub use value::{Array, Value};
 pub use writer::{Sink, Writer};
 
 use crate::{Dtype, Result};
+use mmq_kernels::Layout;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,6 +41,8 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// Its size in bytes.
     pub n_bytes: usize,
+    /// How its rows lie: [`Layout::Panels`] in packed files only.
+    pub layout: Layout,
     /// Which shard holds it.
     shard: usize,
     /// Where its bytes start, from the start of that shard.
@@ -52,8 +56,24 @@ impl TensorInfo {
     }
 }
 
-/// What bytes are borrowed from.
-type Owner = Arc<dyn AsRef<[u8]> + Send + Sync>;
+/// What bytes lie in.
+trait Storage: Send + Sync {
+    /// All of its bytes.
+    fn bytes(&self) -> &[u8];
+    /// See [`Bytes::give_back`].
+    fn give_back(&self, _range: Range<usize>) {}
+    /// See [`Bytes::read_ahead`].
+    fn read_ahead(&self, _range: Range<usize>) {}
+}
+
+/// Memory that the program has, whatever it is.
+struct Held<T>(T);
+
+impl<T: AsRef<[u8]> + Send + Sync> Storage for Held<T> {
+    fn bytes(&self) -> &[u8] {
+        self.0.as_ref()
+    }
+}
 
 /// Bytes of a mapped file (or of other memory), kept alive by what they came from. Cloning copies no bytes.
 ///
@@ -61,7 +81,7 @@ type Owner = Arc<dyn AsRef<[u8]> + Send + Sync>;
 /// is: a mapped file is, a static slice need not be. Readers of the bytes must not rely on it.
 #[derive(Clone)]
 pub struct Bytes {
-    owner: Owner,
+    owner: Arc<dyn Storage>,
     start: usize,
     len: usize,
 }
@@ -72,22 +92,58 @@ impl Bytes {
     /// # Panics
     /// If `range` does not lie within them.
     pub fn slice(&self, range: Range<usize>) -> Bytes {
-        assert!(range.start <= range.end && range.end <= self.len, "slice {range:?} of {} bytes", self.len);
-        Bytes { owner: self.owner.clone(), start: self.start + range.start, len: range.len() }
+        let place = self.place(range);
+        Bytes { owner: self.owner.clone(), start: place.start, len: place.len() }
+    }
+
+    /// New memory of `len` bytes, zeros that `fill` writes over. It is aligned to a page.
+    ///
+    /// # Errors
+    /// `Memory` if there is not as much; what `fill` returns.
+    pub fn filled(len: usize, fill: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<Bytes> {
+        if len == 0 {
+            return Ok(Bytes::from(Vec::new()));
+        }
+        let mut pages = mmap::pages(len)?;
+        fill(&mut pages)?;
+        mmap::finished(pages)
+    }
+
+    /// Tells the system that the part `range` will not be read soon: pages of a mapped file are dropped from this process
+    /// and come back from the file when they are read after all.
+    ///
+    /// # Panics
+    /// If `range` does not lie within the bytes.
+    pub fn give_back(&self, range: Range<usize>) {
+        self.owner.give_back(self.place(range));
+    }
+
+    /// Tells the system that the part `range` of a mapped file will be read soon.
+    ///
+    /// # Panics
+    /// If `range` does not lie within the bytes.
+    pub fn read_ahead(&self, range: Range<usize>) {
+        self.owner.read_ahead(self.place(range));
+    }
+
+    /// Where the part `range` lies within the owner.
+    fn place(&self, range: Range<usize>) -> Range<usize> {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} bytes", self.len);
+        self.start + range.start..self.start + range.end
     }
 }
 
 impl From<Vec<u8>> for Bytes {
     fn from(data: Vec<u8>) -> Bytes {
         let len = data.len();
-        Bytes { owner: Arc::new(data), start: 0, len }
+        Bytes { owner: Arc::new(Held(data)), start: 0, len }
     }
 }
 
 impl Deref for Bytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &(*self.owner).as_ref()[self.start..self.start + self.len]
+        &self.owner.bytes()[self.start..self.start + self.len]
     }
 }
 
@@ -145,7 +201,7 @@ impl Gguf {
     /// As [`Gguf::from_static`].
     pub fn from_owner(name: &str, data: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<Gguf> {
         let len = data.as_ref().len();
-        let file = reader::read(name, Bytes { owner: Arc::new(data), start: 0, len })?;
+        let file = reader::read(name, Bytes { owner: Arc::new(Held(data)), start: 0, len })?;
         split::single(file)
     }
 
@@ -196,8 +252,13 @@ impl Gguf {
 
     /// The tensor called `name`.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        Some(&self.tensors[self.place(name)?])
+    }
+
+    /// The place of the tensor called `name` among [`Gguf::tensors`].
+    fn place(&self, name: &str) -> Option<usize> {
         let at = self.by_name.binary_search_by(|&i| self.tensors[i].name.as_str().cmp(name)).ok()?;
-        Some(&self.tensors[self.by_name[at]])
+        Some(self.by_name[at])
     }
 
     /// A tensor's bytes, without copying.

@@ -3,13 +3,13 @@
 use super::prompt::{EncodedImage, Piece, Prompt};
 use crate::architectures::{self, ImageRows, TextModel, VisionModel};
 use crate::blocks::image_tokens::ImageTokens;
-use crate::device::Cpu;
+use crate::device::{self, Cpu};
 use crate::gguf::Gguf;
 use crate::media::Filter;
 use crate::media::Image;
 use crate::media::preprocess::Fit;
 use crate::ops::{Cx, Trace};
-use crate::tensor::{Loader, Loading, Precision};
+use crate::tensor::{Loader, Loading, Precision, Repack};
 use crate::text::template::{IMAGE_MARKER, Message};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::{Error, Result, bail};
@@ -18,6 +18,48 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// How weights come into memory. Answers do not depend on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoadMode {
+    /// [`LoadMode::Repack`] where the system has twice as much memory available as the weights take, else
+    /// [`LoadMode::Mmap`]. Packed files are always mapped.
+    #[default]
+    Auto,
+    /// They are read from the mapped file, as they lie there: nothing to wait for, and processes share the memory.
+    Mmap,
+    /// They are interleaved into memory of the process, for faster products; the file's pages are given back. Files that
+    /// are packed need none of it.
+    Repack,
+}
+
+impl LoadMode {
+    /// Every mode with the name that flags take.
+    pub const NAMES: [(&str, LoadMode); 3] =
+        [("auto", LoadMode::Auto), ("mmap", LoadMode::Mmap), ("repack", LoadMode::Repack)];
+
+    /// Whether the matrices of `gguf`, one of files that have `n_bytes` of weights together, are interleaved at load.
+    pub(crate) fn repacks(self, gguf: &Gguf, n_bytes: u64) -> bool {
+        match self {
+            LoadMode::Mmap => false,
+            LoadMode::Repack => true,
+            // What lies in memory already would be there twice.
+            LoadMode::Auto => {
+                let on_disk = gguf.path().is_some() && gguf.packed().is_none();
+                on_disk && device::available_memory().is_some_and(|memory| memory / 2 >= n_bytes)
+            }
+        }
+    }
+}
+
+impl std::str::FromStr for LoadMode {
+    type Err = String;
+    fn from_str(name: &str) -> Result<LoadMode, String> {
+        let known = || LoadMode::NAMES.map(|(name, _)| name).join(", ");
+        let mode = LoadMode::NAMES.into_iter().find_map(|(n, mode)| (n == name).then_some(mode));
+        mode.ok_or_else(|| format!("{name:?} is none of {}", known()))
+    }
+}
 
 /// How to load a model.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +72,8 @@ pub struct EngineOptions {
     pub image_fit: Option<String>,
     /// The filter that pictures are resized with, in place of bicubic.
     pub image_filter: Option<Filter>,
+    /// How weights come into memory.
+    pub load_mode: LoadMode,
     /// What the vision encoder and its projector compute with.
     pub vision_precision: Precision,
     /// Most tokens of each picture, and how they are made fewer; `None`: as many as the model makes.
@@ -76,9 +120,23 @@ impl Engine {
     /// A file that cannot be read, is damaged, or is of an architecture that mmq does not run; an mmproj whose rows are
     /// not as wide as the text model.
     pub fn load(model: &Path, mmproj: Option<&Path>, options: &EngineOptions) -> Result<Engine> {
+        Engine::load_watched(model, mmproj, options, None, None)
+    }
+
+    /// [`Engine::load`], which another thread may stop with `cancel`; `progress` is told the fraction done.
+    ///
+    /// # Errors
+    /// As [`Engine::load`], and `cancel` used by another thread.
+    pub fn load_watched(
+        model: &Path,
+        mmproj: Option<&Path>,
+        options: &EngineOptions,
+        cancel: Option<&super::Cancel>,
+        progress: Option<&mut dyn FnMut(f32)>,
+    ) -> Result<Engine> {
         let text = Gguf::open(model)?;
         let vision = mmproj.map(Gguf::open).transpose()?;
-        Engine::from_gguf(&text, vision.as_ref(), options)
+        Engine::build(&text, vision.as_ref(), options, cancel, progress)
     }
 
     /// The model that is compiled into the program: small, and knows only the synthetic scenes it was trained on
@@ -94,12 +152,36 @@ impl Engine {
 
     /// Loads from files that are open already.
     pub fn from_gguf(text: &Gguf, mmproj: Option<&Gguf>, options: &EngineOptions) -> Result<Engine> {
+        Engine::build(text, mmproj, options, None, None)
+    }
+
+    fn build(
+        text: &Gguf,
+        mmproj: Option<&Gguf>,
+        options: &EngineOptions,
+        cancel: Option<&super::Cancel>,
+        mut progress: Option<&mut dyn FnMut(f32)>,
+    ) -> Result<Engine> {
         let device = Cpu::new(options.n_threads);
-        let loading = Loading { team: Some(&device.team), vision: options.vision_precision };
-        let load = |gguf| Loader { gguf, loading };
-        let model = architectures::load_text(load(text))?;
+        let total = text.n_bytes() + mmproj.map_or(0, Gguf::n_bytes);
+        let mut done = 0;
+        let mut report = |n: usize| {
+            done += n as u64;
+            progress.iter_mut().for_each(|progress| progress(done as f32 / total as f32));
+        };
+        let repack = Repack::new(&device.team, cancel.map(super::Cancel::flag), &mut report);
+        let loader = |gguf| Loader {
+            gguf,
+            loading: Loading {
+                team: Some(&device.team),
+                vision: options.vision_precision,
+                repack: options.load_mode.repacks(gguf, total).then_some(&repack),
+                noted: None,
+            },
+        };
+        let model = architectures::load_text(loader(text))?;
         let vision_file = mmproj.or_else(|| text.tensor("v.patch_embd.weight").is_some().then_some(text));
-        let mut vision = vision_file.map(|file| architectures::load_vision(load(file))).transpose()?;
+        let mut vision = vision_file.map(|gguf| architectures::load_vision(loader(gguf))).transpose()?;
         if let (Some(vision), Some(file)) = (&vision, vision_file)
             && vision.n_embd() != model.n_embd()
         {

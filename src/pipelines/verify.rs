@@ -9,7 +9,7 @@ use crate::device::Cpu;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::media::Image;
 use crate::ops::{Cx, Trace};
-use crate::tensor::{Loader, Loading, Precision};
+use crate::tensor::{Loader, Loading, Precision, Repack};
 use crate::text::SamplerParams;
 use crate::{Dtype, Result, bail};
 use mmq_kernels::Activations;
@@ -69,13 +69,13 @@ pub struct Check {
     pub note: Option<String>,
 }
 
-/// Opens `gguf` with the ordinary loaders, runs its recorded inputs and compares. `n_threads` as in [`EngineOptions`].
-/// What is recorded is float arithmetic: with a `vision` other than [`Precision::F32`] up to [`INT8`] is allowed.
+/// Loads `gguf` as `options` say, runs its recorded inputs and compares. What is recorded is float arithmetic: with a
+/// `vision_precision` other than [`Precision::F32`] up to [`INT8`] is allowed.
 ///
 /// # Errors
 /// A file without recorded activations or with malformed ones, or that cannot be loaded. Activations that do not agree
 /// are no error but in the report.
-pub fn verify(gguf: &Gguf, n_threads: Option<usize>, vision: Precision) -> Result<Report> {
+pub fn verify(gguf: &Gguf, options: &EngineOptions) -> Result<Report> {
     let meta = gguf.metadata();
     let Some(cases) = meta.strings("ref.cases")? else {
         bail!(Format, "{}: ref.cases is missing: the file holds no recorded activations", gguf.name());
@@ -84,8 +84,8 @@ pub fn verify(gguf: &Gguf, n_threads: Option<usize>, vision: Precision) -> Resul
     if !(tolerance >= 0.0 && tolerance.is_finite()) {
         bail!(Format, "{}: ref.tolerance: {tolerance} is no tolerance", gguf.name());
     }
-    let tolerance = if vision == Precision::F32 { tolerance } else { tolerance.max(INT8) };
-    let runner = Runner::load(gguf, n_threads, vision)?;
+    let tolerance = if options.vision_precision == Precision::F32 { tolerance } else { tolerance.max(INT8) };
+    let runner = Runner::load(gguf, options)?;
     let mut checks = Vec::new();
     for case in cases {
         let fixture = Case::read(gguf, case)?;
@@ -112,14 +112,21 @@ enum Runner {
 }
 
 impl Runner {
-    fn load(gguf: &Gguf, n_threads: Option<usize>, vision: Precision) -> Result<Runner> {
+    fn load(gguf: &Gguf, options: &EngineOptions) -> Result<Runner> {
         if gguf.tensor("token_embd.weight").is_some() {
-            let options = EngineOptions { n_threads, vision_precision: vision, ..EngineOptions::default() };
-            return Ok(Runner::Whole(Arc::new(Engine::from_gguf(gguf, None, &options)?)));
+            return Ok(Runner::Whole(Arc::new(Engine::from_gguf(gguf, None, options)?)));
         }
-        let device = Cpu::new(n_threads);
-        let loading = Loading { team: Some(&device.team), vision };
-        Ok(Runner::Vision(architectures::load_vision(Loader { gguf, loading })?, device))
+        let device = Cpu::new(options.n_threads);
+        let mut unwatched = |_| {};
+        let repack = Repack::new(&device.team, None, &mut unwatched);
+        let loading = Loading {
+            team: Some(&device.team),
+            vision: options.vision_precision,
+            repack: options.load_mode.repacks(gguf, gguf.n_bytes()).then_some(&repack),
+            noted: None,
+        };
+        let vision = architectures::load_vision(Loader { gguf, loading })?;
+        Ok(Runner::Vision(vision, device))
     }
 
     /// Traces a case; returns as many greedy tokens as are recorded.

@@ -1,9 +1,14 @@
 //! Typed views of stored tensors: what models are made of. No arithmetic here.
 
+mod repack;
+
+pub use repack::Repack;
+
 use crate::gguf::{Bytes, Gguf, TensorInfo};
 use crate::{Dtype, Error, Result, bail};
 use mmq_kernels::panel::PANEL_ROWS;
 use mmq_kernels::{Layout, Team, Weights, interleave, kernels, round};
+use std::cell::RefCell;
 
 /// What a vision encoder and its projector compute with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +42,10 @@ pub struct Loading<'a> {
     pub team: Option<&'a Team>,
     /// For vision encoders and projectors.
     pub vision: Precision,
+    /// Interleaves matrices; without it they are multiplied with as they are stored.
+    pub repack: Option<&'a Repack<'a>>,
+    /// Where the names of the matrices that are asked for are noted.
+    pub noted: Option<&'a RefCell<Vec<String>>>,
 }
 
 /// A matrix of any runnable type: `[n_rows, n_cols]`, rows are output features. Left where it is stored, or made at load.
@@ -87,6 +96,11 @@ impl Weight {
         }
         (kernels().dequantize)(self.dtype, &self.bytes[i * n..(i + 1) * n], out);
     }
+
+    /// Tells the system that the matrix will not be read soon; see [`Bytes::give_back`].
+    pub fn give_back(&self) {
+        self.bytes.give_back(0..self.bytes.len());
+    }
 }
 
 /// Takes tensors out of a file by name, checking that each has the expected shape and a runnable type.
@@ -117,8 +131,34 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// A matrix `[n_rows, n_cols]`. A tensor of more dimensions is taken as a matrix of its outermost dimension.
+    /// A matrix `[n_rows, n_cols]` that is multiplied with. A tensor of more dimensions is taken as a matrix of its
+    /// outermost dimension.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another shape or of a type without kernels; [`Loading::repack`] that is cancelled or
+    /// finds no memory.
     pub fn weight(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
+        let stored = self.matrix(name, n_rows, n_cols)?;
+        match self.loading.repack {
+            Some(repack) if stored.layout == Layout::Rows && n_rows >= PANEL_ROWS => repack.run(&stored),
+            _ => Ok(stored),
+        }
+    }
+
+    /// A matrix that is multiplied with, as it is stored.
+    fn matrix(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
+        let stored = self.table(name, n_rows, n_cols)?;
+        if let Some(noted) = self.loading.noted {
+            noted.borrow_mut().push(name.to_owned());
+        }
+        Ok(stored)
+    }
+
+    /// A matrix `[n_rows, n_cols]` whose rows are looked up one by one: it stays where it is stored.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another shape or of a type without kernels.
+    pub fn table(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
         let info = self.info(name)?;
         let (rows, cols) = match info.shape.as_slice() {
             [] => (1, 1),
@@ -143,22 +183,23 @@ impl<'a> Loader<'a> {
             );
         }
         let bytes = self.gguf.bytes(info);
-        Ok(Weight { dtype: info.dtype, layout: Layout::Rows, n_rows, n_cols, bytes })
+        Ok(Weight { dtype: info.dtype, layout: info.layout, n_rows, n_cols, bytes })
     }
 
     /// As [`Loader::weight`], for a layer of a vision encoder or projector: in [`Loading::vision`] precision. Rows that are no
     /// multiple of 32 long stay float.
     pub fn vision_weight(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
-        let stored = self.weight(name, n_rows, n_cols)?;
-        let is_float = matches!(stored.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
+        let is_float = matches!(self.info(name)?.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
         match self.loading {
-            Loading { team: Some(team), vision: Precision::Auto | Precision::Int8 }
+            Loading { team: Some(team), vision: Precision::Auto | Precision::Int8, .. }
                 if is_float && n_cols.is_multiple_of(32) =>
             {
+                let stored = self.matrix(name, n_rows, n_cols)?;
                 let data = round::to_q8_0(team, stored.view(), round::Steps::of(kernels().level));
+                stored.give_back();
                 Ok(Weight::made(Dtype::Q8_0, Layout::Panels, n_rows, n_cols, data))
             }
-            _ => Ok(stored),
+            _ => self.weight(name, n_rows, n_cols),
         }
     }
 
@@ -179,8 +220,15 @@ impl<'a> Loader<'a> {
     /// All elements of a tensor as floats.
     pub fn floats(&self, info: &TensorInfo) -> Result<Vec<f32>> {
         self.check_runnable(info)?;
-        let mut out = vec![0.0; info.shape.iter().product()];
-        (kernels().dequantize)(info.dtype, &self.gguf.bytes(info), &mut out);
+        let mut out = vec![0.0; info.n_elements()];
+        if info.layout == Layout::Rows {
+            (kernels().dequantize)(info.dtype, &self.gguf.bytes(info), &mut out);
+        } else {
+            let n_rows = info.shape[0];
+            let n_cols = out.len() / n_rows;
+            let weight = self.table(&info.name, n_rows, n_cols)?;
+            out.chunks_exact_mut(n_cols).enumerate().for_each(|(i, row)| weight.row(i, row));
+        }
         Ok(out)
     }
 

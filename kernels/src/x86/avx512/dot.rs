@@ -6,6 +6,7 @@
 use super::{load, load_floats, store_floats};
 use crate::panel::{Columns, FloatPanel, Form, PANEL_ROWS, Panel};
 use crate::scalar::{check_dot, check_dot_float};
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// Most tokens of a tile.
@@ -56,40 +57,50 @@ fn tile<const STEPS: usize, const SIGNED: bool, const T: usize>(
     at: usize,
     acc: &mut [[f32; PANEL_ROWS]],
 ) -> usize {
+    assert!(x.n_cols.is_multiple_of(32) && at.is_multiple_of(32) && n.is_multiple_of(32));
     let last = at + (T - 1) * x.n_cols + n;
     let sums = if STEPS == 4 { x.sum16 } else { x.sum32 };
-    assert!(last <= x.q.len() && last <= x.scale.len() * 32 && last <= x.total.len() * 16);
-    assert!(
-        last <= sums.len() * 4 * STEPS && at.is_multiple_of(32) && x.n_cols.is_multiple_of(32) && n.is_multiple_of(32)
-    );
+    assert!(last <= x.q.len().min(32 * x.scale.len()).min(16 * x.total.len()).min(4 * STEPS * sums.len()));
+    let q = Tokens::<T, i8>::new(x.q, at, x.n_cols);
+    let scales = Tokens::<T, f32>::new(x.scale, at / 32, x.n_cols / 32);
+    let totals = Tokens::<T, i32>::new(x.total, at / 16, x.n_cols / 16);
+    let sums = Tokens::<T, f32>::new(sums, at / (4 * STEPS), x.n_cols / (4 * STEPS));
+
     let acc: &mut [_; T] = acc.first_chunk_mut().expect("a tile of tokens");
-    let mut total = acc.each_ref().map(|acc| load_floats(acc));
-    let groups = n / (4 * STEPS);
+    let mut total = [_mm512_setzero_ps(); T];
+    for (total, acc) in total.iter_mut().zip(&*acc) {
+        *total = load_floats(acc);
+    }
     let (w, _) = panel.q[..n / 4].as_chunks::<STEPS>();
-    for (g, ((w, scale), min)) in w.iter().zip(&panel.scale[..groups]).zip(&panel.min[..groups]).enumerate() {
-        let col = |t: usize| at + t * x.n_cols + g * 4 * STEPS;
+    for (g, ((w, scale), min)) in w.iter().zip(&panel.scale).zip(&panel.min).enumerate() {
         let mut wide = [_mm512_setzero_si512(); T];
         if SIGNED {
+            let totals = totals.from(2 * g);
             for (t, wide) in wide.iter_mut().enumerate() {
-                // SAFETY: `col(t) + 32 <= last`, which `total` covers.
-                let total = unsafe { *x.total.get_unchecked(col(t) / 16) + *x.total.get_unchecked(col(t) / 16 + 1) };
+                // SAFETY: group `g` lies within the `n` columns that each token has, by `last`.
+                let total = unsafe { *totals.get(t, 0) + *totals.get(t, 1) };
                 *wide = _mm512_set1_epi32(-128 * total);
             }
         }
+        let q = q.from(g * 4 * STEPS);
         for (s, w) in w.iter().enumerate() {
             // Signed weights plus 128 are unsigned.
             let w = if SIGNED { _mm512_xor_si512(load(w), _mm512_set1_epi8(-128)) } else { load(w) };
             for (t, wide) in wide.iter_mut().enumerate() {
-                // SAFETY: `col(t) + 4 · STEPS <= last`, which `q` covers.
-                let q = unsafe { x.q.as_ptr().add(col(t) + 4 * s).cast::<i32>().read_unaligned() };
+                // SAFETY: group `g` lies within the `n` columns that each token has, by `last`.
+                let q = unsafe { q.get(t, 4 * s).cast::<i32>().read_unaligned() };
                 *wide = _mm512_dpbusd_epi32(*wide, w, _mm512_set1_epi32(q));
             }
+            // SAFETY: no instruction. What comes after it is not mixed with this step: tokens in turn wait for nothing,
+            // the steps of one token for each other.
+            unsafe { asm!("", options(nostack, preserves_flags)) };
         }
         let (scale, min) = (load_floats(scale), load_floats(min));
+        let (scales, sums) = (scales.from(g * STEPS / 8), sums.from(g));
         for (t, (total, wide)) in total.iter_mut().zip(wide).enumerate() {
-            // SAFETY: `col(t) < last`, which `scale` and `sums` cover.
-            let (d, sum) = unsafe { (*x.scale.get_unchecked(col(t) / 32), *sums.get_unchecked(col(t) / (4 * STEPS))) };
-            let scale = _mm512_mul_ps(scale, _mm512_set1_ps(d));
+            // SAFETY: group `g` lies within the `n` columns that each token has, by `last`.
+            let (scale_x, sum) = unsafe { (*scales.get(t, 0), *sums.get(t, 0)) };
+            let scale = _mm512_mul_ps(scale, _mm512_set1_ps(scale_x));
             *total = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(wide), *total);
             if !SIGNED {
                 *total = _mm512_fnmadd_ps(min, _mm512_set1_ps(sum), *total);
@@ -100,6 +111,38 @@ fn tile<const STEPS: usize, const SIGNED: bool, const T: usize>(
         store_floats(acc, total);
     }
     T
+}
+
+/// Where something of each of `T` tokens lies, `stride` elements apart: one pointer for each four tokens, which with
+/// multiples of the stride make addresses of instructions. A pointer for each token would not fit the registers.
+struct Tokens<const T: usize, E> {
+    fours: [*const E; TILE / 4],
+    stride: usize,
+}
+
+impl<const T: usize, E> Tokens<T, E> {
+    #[inline]
+    fn new(from: &[E], first: usize, stride: usize) -> Self {
+        const { assert!(T <= TILE) };
+        Tokens { fours: [from[first..].as_ptr(); TILE / 4], stride }
+    }
+
+    /// The same from element `i` of each token on.
+    #[inline]
+    fn from(&self, i: usize) -> Self {
+        let mut fours = [self.fours[0].wrapping_add(i); TILE / 4];
+        for four in 1..T.div_ceil(4) {
+            fours[four] = fours[four - 1].wrapping_add(4 * self.stride);
+            // SAFETY: no instruction. It keeps the pointer apart from the first.
+            unsafe { asm!("/* {} */", inout(reg) fours[four], options(pure, nomem, nostack, preserves_flags)) };
+        }
+        Tokens { fours, stride: self.stride }
+    }
+
+    #[inline]
+    fn get(&self, t: usize, i: usize) -> *const E {
+        self.fours[t / 4].wrapping_add(t % 4 * self.stride + i)
+    }
 }
 
 pub fn dot_float(panel: &FloatPanel, n: usize, x: &[f32], n_cols: usize, first: usize, acc: &mut [[f32; PANEL_ROWS]]) {
