@@ -8,7 +8,7 @@ use mmq::device::Cpu;
 use mmq::gguf::Gguf;
 use mmq::media::{self, DecodeOptions, Image};
 use mmq::ops::{Cx, Trace};
-use mmq::tensor::{Loader, Repack};
+use mmq::tensor::{Loader, Loading, Precision};
 use mmq_kernels::Activations;
 use std::time::Instant;
 
@@ -22,16 +22,17 @@ fn main() -> mmq::Result<()> {
     let cpu = Cpu::new(number(0));
     let gguf = Gguf::open(mmproj)?;
     let image = media::load(picture, &DecodeOptions::default())?;
-    let mut unwatched = |_| {};
-    let repack = Repack::new(&cpu.team, None, &mut unwatched);
-    let stored = Loader::mapped(&gguf);
-    let load = |name: &str, loader: Loader<'_>| {
+    let models = [Precision::F32, Precision::Int8].map(|vision| {
         let start = Instant::now();
-        let model = load_vision(loader)?;
-        println!("{name}: loaded in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
-        mmq::Result::Ok(model)
-    };
-    let (float, int8) = (load("F32", stored)?, load("Int8", stored.rounding(&repack))?);
+        let model = load_vision(Loader {
+            gguf: &gguf,
+            loading: Loading { team: Some(&cpu.team), vision, ..Loading::default() },
+        });
+        println!("{vision:?}: loaded in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
+        model
+    });
+    let [float, int8] = models;
+    let (float, int8) = (float?, int8?);
     println!("{}, {} threads, kernels {}", int8.describe(), cpu.team.n_threads(), cpu.kernels.level.name());
 
     let (a, b) = (traced(&cpu, &*float, &image)?, traced(&cpu, &*int8, &image)?);

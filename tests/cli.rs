@@ -261,7 +261,7 @@ fn command_lines_of_llama_cpp_run_unchanged() {
         "- a list",
     ];
     let ran_cli = ran(mmq(cli));
-    for flag in ["-ngl", "--no-mmap", "--mlock", "--log-file", "-C", "--image-min-tokens"] {
+    for flag in ["-ngl", "--mlock", "--log-file", "-C", "--image-min-tokens"] {
         assert!(ran_cli.stderr.contains(&format!("note: {flag} has no effect: ")), "{flag}: {}", ran_cli.stderr);
     }
     for flag in ["-fa ", "-lv ", "--color ", "--prio "] {
@@ -426,6 +426,16 @@ fn pictures_take_as_many_tokens_as_they_may() {
     let error = ran(run(&["-p", "What?", "--image-tokens", "5", "--image-tokens-by", "luck"])).error(2);
     assert!(error.contains("luck") && error.contains("saliency"), "{error}");
     ran(run(&["-p", "What?", "--image-tokens-by", "downsample"])).error(2);
+}
+
+#[test]
+fn the_precision_of_the_vision_encoder_is_chosen() {
+    let see = |precision: &str| run(&["--image", &picture(), "-p", "hi", "--vision-precision", precision]);
+    let answers = ["auto", "int8", "f32"].map(|precision| ran(see(precision)).answer());
+    assert_eq!(answers[0], answers[1]);
+    let refused = ran(see("int7"));
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.stderr.contains("--vision-precision") && refused.stderr.contains("int7"), "{}", refused.stderr);
 }
 
 #[test]
@@ -782,5 +792,103 @@ mod unix {
         let error = Ran::of(run(&["-p", "abc"]).stdout(full()).output().unwrap()).error(1);
         assert!(error.starts_with("standard output: "), "{error}");
         Ran::of(run(&["-p", "abc", "-ngl", "9"]).stderr(full()).output().unwrap()).answer();
+    }
+}
+
+/// `mmq pack` with its files last.
+fn pack(more: &[&str], from: &str, to: &str) -> Ran {
+    ran(mmq(["pack"].iter().chain(more).chain(&[from, "-o", to])))
+}
+
+#[test]
+fn packed_files_answer_as_before_and_turn_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let nano = |name: &str| format!("{}/models/nano/{name}", env!("CARGO_MANIFEST_DIR"));
+    let fixtures = ["llava-mlp.gguf", "llama-k-quants.gguf"].map(fixture);
+    for from in [nano("nano.gguf"), nano("mmproj-nano.gguf")].into_iter().chain(fixtures) {
+        let name = Path::new(&from).file_name().unwrap().to_str().unwrap();
+        let (packed, back) = (path(&folder, name), path(&folder, "back.gguf"));
+        assert!(pack(&[], &from, &packed).stderr.contains("B of tensors in"));
+        let (a, b) = (Gguf::open(&from).unwrap(), Gguf::open(&packed).unwrap());
+        let moved = |t: &mmq::gguf::TensorInfo| {
+            let u = b.tensor(&t.name).unwrap();
+            assert_eq!((&u.name, u.dtype, &u.shape, u.n_bytes), (&t.name, t.dtype, &t.shape, t.n_bytes));
+            assert_eq!(b.bytes(u).as_ptr() as usize % 64, 0);
+            b.bytes(u)[..] != a.bytes(t)[..]
+        };
+        assert!(a.tensors().iter().filter(|t| moved(t)).count() > 3, "{name}");
+        assert_eq!(a.metadata().get("general.architecture"), b.metadata().get("general.architecture"));
+        let raw = std::fs::read(&packed).unwrap();
+        assert!(raw.windows(10).any(|w| w == b"mmq-packed"));
+
+        let ran = pack(&["--unpack", "-q"], &packed, &back);
+        assert_eq!((ran.stderr.as_str(), ran.code), ("", Some(0)));
+        assert!(std::fs::read(&from).unwrap() == std::fs::read(&back).unwrap(), "{name} comes back otherwise");
+    }
+
+    let picture = picture();
+    let ask = |model: &str, mmproj: &str| {
+        let args = ["run", "-m", model, "--mmproj", mmproj, "--image", &picture, "-p", "What is this?", "--temp", "0"];
+        ran(mmq(args)).answer()
+    };
+    let (text, mmproj) = (path(&folder, "nano.gguf"), path(&folder, "mmproj-nano.gguf"));
+    assert_eq!(ask(&text, &mmproj), ask(&nano("nano.gguf"), &nano("mmproj-nano.gguf")));
+
+    let table = ran(mmq(["inspect", &text])).answer();
+    assert!(table.contains("packed        \"rows16.v1\"") && table.contains("architecture  \"llama\""), "{table}");
+    let json: Json = serde_json::from_str(&ran(mmq(["inspect", "--json", &text])).answer()).unwrap();
+    assert_eq!((&json["packed"], &json["runs"]), (&"rows16.v1".into(), &true.into()));
+}
+
+#[test]
+fn what_cannot_be_packed_or_unpacked_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, packed, out) = (fixture("llama-gqa.gguf"), path(&folder, "packed.gguf"), path(&folder, "out.gguf"));
+    assert!(pack(&["--unpack"], &from, &out).error(2).ends_with("is not packed"));
+    pack(&[], &from, &packed).answer();
+    assert!(pack(&[], &packed, &out).error(2).ends_with("is packed already"));
+    let other = path(&folder, "other.gguf");
+    Writer::new().set("general.architecture", "bert").write(&other, |_, _| Ok(())).unwrap();
+    assert!(
+        pack(&[], &other, &out).error(1).contains("expected a model that mmq knows, but the architecture is \"bert\"")
+    );
+    assert!(!Path::new(&out).exists());
+
+    // In place.
+    pack(&["--unpack"], &packed, &packed).answer();
+    assert!(std::fs::read(&packed).unwrap() == std::fs::read(&from).unwrap());
+    pack(&[], &packed, &packed).answer();
+
+    let replaced = |from: &[u8], to: &[u8]| {
+        let mut data = std::fs::read(&packed).unwrap();
+        let at = data.windows(from.len()).position(|w| w == from).unwrap();
+        data[at..at + to.len()].copy_from_slice(to);
+        std::fs::write(&out, data).unwrap();
+        ran(mmq(["run", "-m", &out, "-p", "hi"])).error(1)
+    };
+    let error = replaced(b"rows16.v1", b"rows16.v2");
+    assert!(error.contains("\"rows16.v2\"") && error.contains("knows rows16.v1"), "{error}");
+    let error = replaced(b"mmq-packed", b"mmq-pocked");
+    assert!(error.contains("only packed files have it"), "{error}");
+}
+
+#[test]
+fn load_modes() {
+    let greedy = json(&["-p", "abc"])["tokens"].clone();
+    for mode in ["auto", "mmap", "repack", "none", "dio"] {
+        assert_eq!(json(&["-p", "abc", "--load-mode", mode])["tokens"], greedy, "{mode}");
+    }
+    for flags in [&["--no-mmap"][..], &["-rtr"], &["--mmap"], &["-nr"], &["-lm", "repack"]] {
+        let ran = ran(run(&[&["-p", "abc"], flags].concat()));
+        assert!(!ran.stderr.contains("note"), "{}", ran.stderr);
+        ran.answer();
+    }
+    let locked = ran(run(&["-p", "abc", "--load-mode", "mmap+mlock"]));
+    assert!(locked.stderr.contains("note: memory is not locked"), "{}", locked.stderr);
+    let refused = Ran::of(run(&["-p", "abc", "--load-mode", "fast"]).output().unwrap());
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.stderr.contains("none of auto, mmap, repack"), "{}", refused.stderr);
+    for mode in ["mmap", "repack"] {
+        ran(mmq(["verify", "-q", "--load-mode", mode, &fixture("llama-k-quants.gguf")])).answer();
     }
 }

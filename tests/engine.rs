@@ -68,46 +68,6 @@ fn prefill_of_n_tokens_equals_n_decodes() {
     }
 }
 
-fn loaded(name: &str, load_mode: LoadMode) -> Arc<Engine> {
-    let options = EngineOptions { n_threads: Some(2), load_mode, ..EngineOptions::default() };
-    Arc::new(Engine::load(&fixture(name), None, &options).unwrap())
-}
-
-#[test]
-fn answers_do_not_depend_on_where_weights_lie() {
-    for name in ["llama-gqa.gguf", "llama-q8_0.gguf", "llama-k-quants.gguf", "llava-mlp.gguf"] {
-        let (mapped, repacked) = (loaded(name, LoadMode::Mmap), loaded(name, LoadMode::Repack));
-        let logits = logits_after(&mapped, &options(), &tokens(&PROMPT));
-        assert_eq!(logits_after(&repacked, &options(), &tokens(&PROMPT)), logits, "{name}");
-        if mapped.has_vision() {
-            let options = SessionOptions { n_ctx: 256, ..options() };
-            let seen = |engine: &Arc<Engine>| {
-                let image = engine.encode_image(&picture(7), None, None).unwrap();
-                logits_after(engine, &options, &engine.prompt("<__media__>b", &[image]).unwrap())
-            };
-            assert_eq!(seen(&repacked), seen(&mapped), "{name}");
-        }
-    }
-}
-
-#[test]
-fn loading_tells_how_far_it_is_and_can_be_stopped() {
-    let cancel = Cancel::default();
-    let options = EngineOptions { load_mode: LoadMode::Repack, ..EngineOptions::default() };
-    let load = |progress: &mut dyn FnMut(f32)| {
-        Engine::load_watched(&fixture("llama-gqa.gguf"), None, &options, Some(&cancel), Some(progress))
-    };
-    let mut told = Vec::new();
-    load(&mut |done| told.push(done)).unwrap();
-    assert!(told.is_sorted() && told.first().is_some_and(|f| *f > 0.0) && told.last().is_some_and(|f| *f <= 1.0));
-    let mut n = 0;
-    let stopped = load(&mut |_| {
-        n += 1;
-        cancel.cancel();
-    });
-    assert_eq!((stopped.err().map(|e| e.kind()), n), (Some(ErrorKind::Cancelled), 1));
-}
-
 /// Types of keys and values.
 const CACHE_TYPES: [[KvType; 2]; 6] = {
     use KvType::{F16, F32, Q4_0, Q8_0};
@@ -116,8 +76,7 @@ const CACHE_TYPES: [[KvType; 2]; 6] = {
 
 /// Options with a cache of these types, if the model's heads fit their blocks.
 fn stored(engine: &Arc<Engine>, [k, v]: [KvType; 2]) -> Option<SessionOptions> {
-    let mut options = SessionOptions { cache_type_k: k, cache_type_v: v, ..options() };
-    options.sampler.ignore_eos = true;
+    let options = SessionOptions { cache_type_k: k, cache_type_v: v, ..options() };
     match Session::new(engine, &options, &Cancel::default()) {
         Ok(_) => Some(options),
         Err(error) => {
@@ -167,6 +126,46 @@ fn heads_that_are_no_whole_blocks_are_refused() {
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().contains(flag) && error.to_string().contains("blocks of 32"), "{error}");
     }
+}
+
+fn loaded(name: &str, load_mode: LoadMode) -> Arc<Engine> {
+    let options = EngineOptions { n_threads: Some(2), load_mode, ..EngineOptions::default() };
+    Arc::new(Engine::load(&fixture(name), None, &options).unwrap())
+}
+
+#[test]
+fn answers_do_not_depend_on_where_weights_lie() {
+    for name in ["llama-gqa.gguf", "llama-q8_0.gguf", "llama-k-quants.gguf", "llava-mlp.gguf"] {
+        let (mapped, repacked) = (loaded(name, LoadMode::Mmap), loaded(name, LoadMode::Repack));
+        let logits = logits_after(&mapped, &options(), &tokens(&PROMPT));
+        assert_eq!(logits_after(&repacked, &options(), &tokens(&PROMPT)), logits, "{name}");
+        if mapped.has_vision() {
+            let options = SessionOptions { n_ctx: 256, ..options() };
+            let seen = |engine: &Arc<Engine>| {
+                let image = engine.encode_image(&picture(7), None, None).unwrap();
+                logits_after(engine, &options, &engine.prompt("<__media__>b", &[image]).unwrap())
+            };
+            assert_eq!(seen(&repacked), seen(&mapped), "{name}");
+        }
+    }
+}
+
+#[test]
+fn loading_tells_how_far_it_is_and_can_be_stopped() {
+    let cancel = Cancel::default();
+    let options = EngineOptions { load_mode: LoadMode::Repack, ..EngineOptions::default() };
+    let load = |progress: &mut dyn FnMut(f32)| {
+        Engine::load_watched(&fixture("llama-gqa.gguf"), None, &options, Some(&cancel), Some(progress))
+    };
+    let mut told = Vec::new();
+    load(&mut |done| told.push(done)).unwrap();
+    assert!(told.is_sorted() && told.first().is_some_and(|f| *f > 0.0) && told.last().is_some_and(|f| *f <= 1.0));
+    let mut n = 0;
+    let stopped = load(&mut |_| {
+        n += 1;
+        cancel.cancel();
+    });
+    assert_eq!((stopped.err().map(|e| e.kind()), n), (Some(ErrorKind::Cancelled), 1));
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use mmq::architectures;
 use mmq::gguf::{Array, Gguf, Value, Writer};
 use mmq::media::Image;
-use mmq::pipelines::{Cancel, Engine, EngineOptions, Generation, Session, SessionOptions};
+use mmq::pipelines::{Cancel, Engine, EngineOptions, Generation, Packer, Session, SessionOptions};
 use mmq::tensor::Loader;
 use mmq::text::Tokenizer;
 use mmq::{Dtype, Result};
@@ -41,13 +41,34 @@ unsafe impl GlobalAlloc for Frugal {
 #[global_allocator]
 static ALLOCATOR: Frugal = Frugal;
 
-const FIXTURES: [&str; 7] =
-    ["llama-gqa", "llama-k-quants", "llama-rope-yarn", "llava-mlp", "llava-next", "llava-feature-layers", "clip-gelu"];
+const FIXTURES: [&str; 9] = [
+    "llama-gqa",
+    "llama-k-quants",
+    "llama-rope-yarn",
+    "llava-mlp",
+    "llava-next",
+    "llava-feature-layers",
+    "clip-gelu",
+    "llama-k-quants packed",
+    "llava-mlp packed",
+];
 
 static FILES: LazyLock<Vec<Gguf>> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    FIXTURES.iter().map(|name| Gguf::open(folder.join(format!("{name}.gguf"))).unwrap()).collect()
+    let open = |name: &str| Gguf::open(folder.join(format!("{name}.gguf"))).unwrap();
+    let fixture = |name: &&str| match name.strip_suffix(" packed") {
+        None => open(name),
+        Some(name) => packed(&open(name)),
+    };
+    FIXTURES.iter().map(fixture).collect()
 });
+
+fn packed(gguf: &Gguf) -> Gguf {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("packed.gguf");
+    Packer::new(gguf, Some(1), &Cancel::default(), &mut |_| ()).pack(&path).unwrap();
+    Gguf::from_owner("packed.gguf", std::fs::read(path).unwrap()).unwrap()
+}
 
 /// Optional keys that the fixtures need not have.
 const KEYS: &[&str] = &[
@@ -76,6 +97,11 @@ const KEYS: &[&str] = &[
     "clip.vision.image_grid_pinpoints",
     "clip.vision.image_mean",
     "clip.vision.image_std",
+    "mmq.packed.alignment",
+    "mmq.packed.architecture",
+    "mmq.packed.layout",
+    "mmq.packed.projector_type",
+    "mmq.packed.tensors",
     "tokenizer.chat_template",
     "tokenizer.ggml.add_bos_token",
     "tokenizer.ggml.add_eos_token",
@@ -99,7 +125,8 @@ fn values() -> Vec<Value> {
     values.extend([-1, -2, i64::MIN].map(Value::I64));
     values.extend(floats.map(Value::F32));
     values.extend([true, false].map(Value::Bool));
-    let texts = ["", "llama", "gpt2", "default", "linear", "yarn", "none", "mlp", "pad", "square", "anyres"];
+    let texts =
+        ["", "llama", "gpt2", "default", "linear", "yarn", "none", "mlp", "pad", "square", "anyres", "mmq-packed"];
     values.extend(texts.map(Value::from));
     let templates = [
         "{% if",
@@ -122,6 +149,10 @@ fn values() -> Vec<Value> {
     values.push(Array::F32(vec![1e-38, -1e-38, 3.4e38]).into());
     values.push(Array::F32(vec![f32::NAN; 400]).into());
     values.push(Array::String(vec![]).into());
+    values.push(Array::String(vec!["output.weight".into(), "v.patch_embd.weight".into()]).into());
+    values.push(Array::String(vec!["output_norm.weight".into()]).into());
+    values.push(Array::String(vec!["blk.0.attn_q.weight".into(), "blk.0.attn_q.weight".into()]).into());
+    values.push(Array::String(vec!["token_embd.weight".into(), "v.position_embd.weight".into()]).into());
     values.push(Array::String(vec![String::new(), "a b".into(), " ".into(), "▁".into()]).into());
     values.push(Array::String((0..400).map(|i| format!("<0x{:02X}>", i % 256)).collect()).into());
     values.push(Array::Array(vec![Array::U8(vec![1])]).into());
@@ -177,7 +208,7 @@ fn run(data: Vec<u8>) -> Result<()> {
             tokenizer.decode(&tokenizer.encode(text, true, true), true);
         }
     }
-    if let Ok(vision) = architectures::load_vision(Loader::mapped(&gguf)) {
+    if let Ok(vision) = architectures::load_vision(Loader::stored(&gguf)) {
         vision.describe();
     }
     architectures::check(&gguf)?;

@@ -124,10 +124,9 @@ fn a_model_does_not_diverge_from_itself() {
 #[test]
 fn divergence_is_what_its_definition_says() {
     let engine = built_in();
-    let exact = SessionOptions {
-        cache_type_k: mmq::pipelines::KvType::F32,
-        cache_type_v: mmq::pipelines::KvType::F32,
-        ..options(512)
+    let exact = {
+        let f32 = mmq::pipelines::KvType::F32;
+        SessionOptions { cache_type_k: f32, cache_type_v: f32, ..options(512) }
     };
     let stretches = Stretch::cut(&engine, TEXT, &Cut { n_ctx: 40, stride: None, n_chunks: Some(2) }).unwrap();
     let mut evaluation = Evaluation::new(&engine, Some(&engine), &exact, &Cancel::default()).unwrap();

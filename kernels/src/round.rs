@@ -1,9 +1,10 @@
 //! Float weights to 8 bits when a model is loaded: Q8_0 blocks, interleaved.
 
 use crate::block::Q8_0;
-use crate::interleave::interleave;
+use crate::interleave::{self, interleave};
 use crate::panel::PANEL_ROWS;
-use crate::{Dtype, Level, kernels};
+use crate::team::Disjoint;
+use crate::{Dtype, Kernels, Layout, Level, Team, Weights, kernels};
 use half::f16;
 use std::cell::RefCell;
 
@@ -11,7 +12,7 @@ use std::cell::RefCell;
 #[derive(Default)]
 struct Scratch {
     floats: Vec<f32>,
-    blocks: Vec<u8>,
+    rows: Vec<u8>,
 }
 
 thread_local! {
@@ -34,34 +35,62 @@ impl Steps {
     }
 }
 
-/// Rounds 16 rows or fewer of `n_cols` float weights, which lie one after the other in `rows`, to Q8_0: each 32 weights to the
-/// nearest of steps that reach up to the largest of them. 16 rows are interleaved.
+/// The matrix `weights` in Q8_0, laid out as [`Layout::Panels`]. Each 32 weights are rounded to the nearest of steps that reach
+/// up to the largest of them.
 ///
 /// # Panics
-/// If the type is not runnable, a row is no multiple of 32 long, or the lengths do not fit together.
-pub fn round(dtype: Dtype, rows: &[u8], n_cols: usize, steps: Steps, panel: &mut [u8]) {
+/// If the type is not runnable, or the rows are no multiple of 32 long.
+pub fn to_q8_0(team: &Team, weights: Weights<'_>, steps: Steps) -> Vec<u8> {
+    let k = kernels();
     let steps = if steps == Steps::Coarse { 63.0 } else { 127.0 };
-    let stored = dtype.row_bytes(n_cols).expect("rows hold whole blocks");
-    let made = Dtype::Q8_0.row_bytes(n_cols).expect("rows are a multiple of 32 long");
-    let n_rows = rows.len() / stored;
-    assert!(n_rows <= PANEL_ROWS && rows.len() == n_rows * stored && panel.len() == n_rows * made);
-    SCRATCH.with_borrow_mut(|Scratch { floats, blocks }| {
-        floats.resize(n_cols, 0.0);
-        blocks.clear();
-        for row in rows.chunks_exact(stored) {
-            (kernels().dequantize)(dtype, row, floats);
-            for x in floats.as_chunks::<32>().0 {
-                let Q8_0 { d, qs } = block(x, steps);
-                blocks.extend_from_slice(&d);
-                blocks.extend_from_slice(&qs);
+    let Weights { dtype, layout, n_rows, n_cols, data } = weights;
+    assert!(dtype.is_runnable() && n_cols.is_multiple_of(32));
+    let stored = dtype.row_bytes(n_cols).expect("weights hold whole blocks");
+    let row_bytes = Dtype::Q8_0.row_bytes(n_cols).expect("a multiple of 32");
+    assert_eq!(data.len(), n_rows * stored);
+    let mut out = vec![0; n_rows * row_bytes];
+    let to = Disjoint::new(&mut out);
+    team.split(n_rows.div_ceil(PANEL_ROWS), 1, &|panels| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            for first in panels.map(|p| p * PANEL_ROWS) {
+                let last = n_rows.min(first + PANEL_ROWS);
+                scratch.rows.clear();
+                let from = &data[first * stored..last * stored];
+                let is_panel = layout == Layout::Panels && last - first == PANEL_ROWS;
+                let mut apart = vec![0; if is_panel { stored } else { 0 }];
+                for r in 0..last - first {
+                    let row = if is_panel {
+                        interleave::row(dtype, from, r, &mut apart);
+                        &apart
+                    } else {
+                        &from[r * stored..(r + 1) * stored]
+                    };
+                    scratch.round(k, dtype, row, n_cols, steps);
+                }
+                // SAFETY: each panel belongs to one part, and panels do not overlap.
+                let to = unsafe { to.get(first * row_bytes..last * row_bytes) };
+                if last - first == PANEL_ROWS {
+                    interleave(Dtype::Q8_0, &scratch.rows, to);
+                } else {
+                    to.copy_from_slice(&scratch.rows);
+                }
             }
-        }
-        if n_rows == PANEL_ROWS {
-            interleave(Dtype::Q8_0, blocks, panel);
-        } else {
-            panel.copy_from_slice(blocks);
-        }
+        });
     });
+    out
+}
+
+impl Scratch {
+    /// Appends the stored `row` of `n` weights to `rows`.
+    fn round(&mut self, k: &Kernels, dtype: Dtype, row: &[u8], n: usize, steps: f32) {
+        self.floats.resize(n, 0.0);
+        (k.dequantize)(dtype, row, &mut self.floats);
+        for x in self.floats.as_chunks::<32>().0 {
+            let Q8_0 { d, qs } = block(x, steps);
+            self.rows.extend_from_slice(&d);
+            self.rows.extend_from_slice(&qs);
+        }
+    }
 }
 
 /// The nearest block with quants of at most `steps`.
@@ -95,23 +124,76 @@ mod tests {
     }
 
     #[test]
-    fn rows_stay_in_order() {
-        let n_cols = 64;
-        for n_rows in [PANEL_ROWS, 5] {
-            let floats: Vec<f32> = (0..n_rows * n_cols).map(|i| ((i * 7919) as f32).sin()).collect();
-            let stored: Vec<u8> = floats.iter().flat_map(|x| x.to_le_bytes()).collect();
-            let row_bytes = n_cols / 32 * 34;
-            let mut panel = vec![0; n_rows * row_bytes];
-            round(Dtype::F32, &stored, n_cols, Steps::Fine, &mut panel);
-            for r in 0..n_rows {
-                let mut row = panel[r * row_bytes..(r + 1) * row_bytes].to_vec();
-                if n_rows == PANEL_ROWS {
-                    crate::interleave::row(Dtype::Q8_0, &panel, r, &mut row);
-                }
-                let mut back = vec![0.0; n_cols];
-                (kernels().dequantize)(Dtype::Q8_0, &row, &mut back);
-                let errors = back.iter().zip(&floats[r * n_cols..]).map(|(a, b)| (a - b).abs());
-                assert!(errors.fold(0.0, f32::max) < 0.005, "row {r} of {n_rows}");
+    fn panels_hold_the_rows_in_order() {
+        let (n_rows, n_cols) = (37, 64);
+        let floats: Vec<f32> = (0..n_rows * n_cols).map(|i| ((i * 7919) as f32).sin()).collect();
+        let data: Vec<u8> = floats.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let weights = Weights { dtype: Dtype::F32, layout: Layout::Rows, n_rows, n_cols, data: &data };
+        let rounded = to_q8_0(&Team::new(2), weights, Steps::Fine);
+        assert_eq!(rounded, to_q8_0(&Team::new(1), weights, Steps::Fine));
+        let row_bytes = n_cols / 32 * 34;
+        for r in 0..n_rows {
+            let mut row = vec![0; row_bytes];
+            if r < 32 {
+                let panel = &rounded[r / PANEL_ROWS * PANEL_ROWS * row_bytes..][..PANEL_ROWS * row_bytes];
+                interleave::row(Dtype::Q8_0, panel, r % PANEL_ROWS, &mut row);
+            } else {
+                row.copy_from_slice(&rounded[r * row_bytes..][..row_bytes]);
+            }
+            let mut back = vec![0.0; n_cols];
+            (kernels().dequantize)(Dtype::Q8_0, &row, &mut back);
+            let errors = back.iter().zip(&floats[r * n_cols..]).map(|(a, b)| (a - b).abs());
+            assert!(errors.fold(0.0, f32::max) < 0.005, "row {r}");
+        }
+    }
+
+    #[test]
+    fn interleaved_weights_round_alike() {
+        let (n_rows, n_cols) = (21, 64);
+        let data: Vec<u8> = (0..n_rows * n_cols).flat_map(|i| ((i * 7919) as f32).sin().to_le_bytes()).collect();
+        let row_bytes = 4 * n_cols;
+        let mut panels = data.clone();
+        interleave(Dtype::F32, &data[..PANEL_ROWS * row_bytes], &mut panels[..PANEL_ROWS * row_bytes]);
+        let rounded = [(Layout::Rows, &data), (Layout::Panels, &panels)].map(|(layout, data)| {
+            to_q8_0(&Team::new(2), Weights { dtype: Dtype::F32, layout, n_rows, n_cols, data }, Steps::Coarse)
+        });
+        assert_eq!(rounded[0], rounded[1]);
+    }
+
+    /// The directions of products stay what they are, also where some of the inputs are a hundred times the others.
+    #[test]
+    fn products_stay_near_with_outliers() {
+        use crate::{Activations, Input, Norm, Product, Then, matmul};
+        let (n_rows, n_cols, n_tokens) = (192, 256, 24);
+        let mut seed = 1u64;
+        let mut random = || {
+            let mut uniform = || {
+                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (seed >> 40) as f32 / (1 << 24) as f32 - 0.5
+            };
+            uniform() + uniform() + uniform()
+        };
+        let w: Vec<u8> = (0..n_rows * n_cols).flat_map(|_| (0.05 * random()).to_le_bytes()).collect();
+        let x: Vec<f32> = (0..n_tokens * n_cols)
+            .map(|i| random() * if [37, 160].contains(&(i % n_cols)) { 100.0 } else { 1.0 })
+            .collect();
+        let team = Team::new(2);
+        let multiply = |weights: Weights<'_>| {
+            let mut out = vec![0.0; n_tokens * n_rows];
+            let product = Product { weights, bias: None, then: Then::Store, out: &mut out };
+            let input = Input { x: &x, n_cols, norm: Norm::None };
+            matmul(&team, input, &mut Activations::default(), &mut [product]);
+            out
+        };
+        let weights = Weights { dtype: Dtype::F32, layout: Layout::Rows, n_rows, n_cols, data: &w };
+        let exact = multiply(weights);
+        for steps in [Steps::Coarse, Steps::Fine] {
+            let data = to_q8_0(&team, weights, steps);
+            let near = multiply(Weights { dtype: Dtype::Q8_0, layout: Layout::Panels, data: &data, ..weights });
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+            for (a, b) in exact.chunks_exact(n_rows).zip(near.chunks_exact(n_rows)) {
+                let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+                assert!(cosine > 0.999, "{steps:?}: cosine {cosine}");
             }
         }
     }

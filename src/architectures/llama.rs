@@ -85,7 +85,7 @@ impl Config {
         if !(eps >= 0.0 && eps.is_finite()) {
             bail!(Format, "{}: llama.attention.layer_norm_rms_epsilon: {eps} is no epsilon", gguf.name());
         }
-        let &[n_vocab, _] = Loader::mapped(gguf).info("token_embd.weight")?.shape.as_slice() else {
+        let &[n_vocab, _] = Loader::stored(gguf).info("token_embd.weight")?.shape.as_slice() else {
             bail!(Format, "{}: tensor \"token_embd.weight\": expected [n_vocab, {n_embd}]", gguf.name());
         };
         Ok(Config {

@@ -9,8 +9,9 @@ use crate::gguf::Gguf;
 use crate::media::Image;
 use crate::media::preprocess::Preprocess;
 use crate::ops::Cx;
-use crate::tensor::Loader;
+use crate::tensor::{Loader, Loading};
 use crate::{Result, bail};
+use std::cell::RefCell;
 
 /// Every architecture that mmq runs.
 pub const ARCHITECTURES: &[&Architecture] = &[&llama::ARCH, &llava::ARCH];
@@ -123,7 +124,7 @@ pub fn load_vision(loader: Loader<'_>) -> Result<Box<dyn VisionModel>> {
 
 /// What mmq can do with a file, or an error that says why it can do nothing.
 pub fn check(gguf: &Gguf) -> Result<String> {
-    let parts = of(gguf).map(|arch| (arch.load)(Loader::mapped(gguf))).collect::<Result<Vec<_>>>()?;
+    let parts = of(gguf).map(|arch| (arch.load)(Loader::stored(gguf))).collect::<Result<Vec<_>>>()?;
     if parts.is_empty() {
         return refuse(gguf, "model that mmq knows");
     }
@@ -132,6 +133,20 @@ pub fn check(gguf: &Gguf) -> Result<String> {
         Model::Vision(model) => format!("runs beside a text model {} wide: {}", model.n_embd(), model.describe()),
     });
     Ok(described.collect::<Vec<_>>().join("; "))
+}
+
+/// The names of the tensors that the models of a file multiply with, in the order in which they load them.
+///
+/// # Errors
+/// A file with no model that mmq runs, or with a broken one.
+pub fn matrices(gguf: &Gguf) -> Result<Vec<String>> {
+    let names = RefCell::new(Vec::new());
+    let loading = Loading { noted: Some(&names), ..Loading::default() };
+    let parts = of(gguf).map(|arch| (arch.load)(Loader { gguf, loading })).collect::<Result<Vec<_>>>()?;
+    if parts.is_empty() {
+        return refuse(gguf, "model that mmq knows");
+    }
+    Ok(names.into_inner())
 }
 
 fn refuse<T>(gguf: &Gguf, wanted: &str) -> Result<T> {

@@ -45,7 +45,7 @@ impl Rope {
             bail!(Format, "{}: rope base {base} and scaling factor {factor} make no rotation", gguf.name());
         }
         let mut freqs: Vec<f64> = (0..n_rot / 2).map(|i| base.powf(-(2.0 * i as f64) / n_rot as f64)).collect();
-        let loader = Loader::mapped(gguf);
+        let loader = Loader::stored(gguf);
         if let Some(factors) = loader.optional_vector("rope_freqs.weight", n_rot / 2)? {
             for (freq, factor) in freqs.iter_mut().zip(factors) {
                 if !factor.is_normal() {

@@ -4,10 +4,12 @@ mod report;
 mod values;
 
 use super::image_tokens::ImageTokensArgs;
-use super::run::{kv_type, report::Progress};
+use super::run::{kv_type, load_mode, report::Progress};
 use super::{catch_ctrl_c, say};
 use crate::media::{self, DecodeOptions};
-use crate::pipelines::{Cancel, Engine, EngineOptions, KvType, Precision, Session, SessionOptions, find_mmproj};
+use crate::pipelines::{
+    Cancel, Engine, EngineOptions, KvType, LoadMode, Precision, Session, SessionOptions, find_mmproj,
+};
 use crate::text::SamplerParams;
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Result, bail};
@@ -87,6 +89,10 @@ pub struct Args {
     /// Type of the stored values, as for `mmq run`; several separated by commas [-ctv]
     #[arg(long, value_name = "TYPE", default_value = "f16", value_delimiter = ',')]
     cache_type_v: Vec<String>,
+
+    /// How weights come into memory: mmap, repack or auto [-lm]
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = load_mode)]
+    load_mode: (LoadMode, bool),
 
     /// Times that each test is repeated
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -226,6 +232,7 @@ impl Plan {
 fn load(args: &Args, model: Option<&Path>, n_threads: usize) -> Result<Engine> {
     let options = EngineOptions {
         n_threads: (n_threads > 0).then_some(n_threads),
+        load_mode: args.load_mode.0,
         vision_precision: args.vision_precision,
         image_tokens: args.image_tokens.get(),
         ..EngineOptions::default()

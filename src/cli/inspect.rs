@@ -1,6 +1,6 @@
 //! `mmq inspect`: what a GGUF file holds and what mmq can do with it.
 
-use super::{printable, printed};
+use super::{printable, printed, scaled};
 use crate::gguf::{Array, Gguf, TensorInfo, Value};
 use crate::{Dtype, Result, architectures};
 use serde_json::{Map, Value as Json, json};
@@ -82,16 +82,6 @@ fn bits_per_weight(gguf: &Gguf) -> Option<f64> {
     (n > 0).then(|| gguf.n_bytes() as f64 * 8.0 / n as f64)
 }
 
-/// `n` with a decimal prefix: `98.4 M`, `1.24 G`.
-fn scaled(n: u64) -> String {
-    match n {
-        0..1_000 => format!("{n} "),
-        1_000..1_000_000 => format!("{:.1} k", n as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} M", n as f64 / 1e6),
-        _ => format!("{:.2} G", n as f64 / 1e9),
-    }
-}
-
 fn as_table(gguf: &Gguf, tensors: bool, full: bool) -> String {
     let mut out = String::new();
     let mut line = |name: &str, value: &dyn Display| {
@@ -110,6 +100,10 @@ fn as_table(gguf: &Gguf, tensors: bool, full: bool) -> String {
     line("format", &format_args!("GGUF version {}, {}B{shards}", gguf.version(), scaled(gguf.file_bytes())));
     line("name", &text("general.name"));
     line("architecture", &text("general.architecture"));
+    if let Some(layout) = gguf.packed() {
+        let n = gguf.tensors().iter().filter(|t| t.layout == mmq_kernels::Layout::Panels).count();
+        line("packed", &format_args!("{}, {n} tensors interleaved: only mmq can run it", shorten(layout, full)));
+    }
     line("parameters", &format_args!("{}in {} tensors", spaced(scaled(gguf.n_params())), gguf.tensors().len()));
     if let Some(bits) = bits_per_weight(gguf) {
         line("size", &format_args!("{}B, {bits:.2} bits per weight", scaled(gguf.n_bytes())));
@@ -218,6 +212,7 @@ fn as_json(gguf: &Gguf, full: bool) -> Json {
         "file_bytes": gguf.file_bytes(),
         "name": gguf.metadata().str("general.name").ok().flatten(),
         "architecture": gguf.metadata().str("general.architecture").ok().flatten(),
+        "packed": gguf.packed(),
         "n_params": gguf.n_params(),
         "n_bytes": gguf.n_bytes(),
         "bits_per_weight": bits_per_weight(gguf),

@@ -4,6 +4,7 @@ mod arguments;
 mod bench;
 mod image_tokens;
 mod inspect;
+mod pack;
 mod perplexity;
 mod run;
 mod tokenize;
@@ -31,6 +32,7 @@ enum Command {
     Bench(Box<bench::Args>),
     Perplexity(Box<perplexity::Args>),
     Inspect(inspect::Args),
+    Pack(pack::Args),
     Tokenize(tokenize::Args),
     Verify(verify::Args),
 }
@@ -95,6 +97,7 @@ fn start(matches: &ArgMatches, notes: Vec<String>) -> Result<()> {
         Command::Bench(args) => bench::run(&args, &notes),
         Command::Perplexity(args) => perplexity::run(&args, &notes),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Pack(args) => pack::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Verify(args) => verify::run(&args),
     }
@@ -112,6 +115,16 @@ fn catch_ctrl_c() -> Result<Cancel> {
     };
     ctrlc::set_handler(handler).map_err(|e| Error::new(ErrorKind::Io, format!("Ctrl-C cannot be caught: {e}")))?;
     Ok(cancel)
+}
+
+/// `n` with a decimal prefix: `98.4 M`, `1.24 G`.
+fn scaled(n: u64) -> String {
+    match n {
+        0..1_000 => format!("{n} "),
+        1_000..1_000_000 => format!("{:.1} k", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} M", n as f64 / 1e6),
+        _ => format!("{:.2} G", n as f64 / 1e9),
+    }
 }
 
 /// What became of text for standard output. A reader that has gone away (`| head`) has seen enough.

@@ -85,6 +85,7 @@ pub struct Args {
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = load_mode, help_heading = "Memory and speed")]
     load_mode: (LoadMode, bool),
 
+    /// Type of the stored keys, f16 or f32 [-ctk]
     /// Type of the stored keys: f16, f32, q8_0 or q4_0 [-ctk]
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type, help_heading = "Memory and speed")]
     cache_type_k: KvType,
@@ -202,7 +203,7 @@ pub(super) fn kv_type(name: &str) -> Result<KvType, String> {
 }
 
 /// A mode, and whether llama.cpp's name for it also asks for locked memory.
-fn load_mode(name: &str) -> Result<(LoadMode, bool), String> {
+pub(super) fn load_mode(name: &str) -> Result<(LoadMode, bool), String> {
     match name {
         "none" | "dio" => Ok((LoadMode::Repack, false)),
         "mlock" => Ok((LoadMode::Repack, true)),
@@ -362,8 +363,8 @@ fn load(args: &Args, cancel: &Cancel, progress: &Progress, note: &dyn Fn(&str)) 
         chat_template,
         image_fit: args.image_fit.clone(),
         image_filter: args.image_filter,
-        vision_precision: args.vision_precision,
         load_mode: args.load_mode.0,
+        vision_precision: args.vision_precision,
         image_tokens: args.image_tokens.get(),
     };
     let Some(model) = &args.model else {

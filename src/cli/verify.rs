@@ -2,8 +2,9 @@
 
 use super::printed;
 use crate::gguf::Gguf;
+use crate::pipelines::Precision;
 use crate::pipelines::verify::{self, Check, Report};
-use crate::pipelines::{EngineOptions, LoadMode, Precision};
+use crate::pipelines::{EngineOptions, LoadMode};
 use crate::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -32,12 +33,12 @@ pub struct Args {
     #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true, env = "MMQ_ARG_THREADS")]
     threads: i64,
 
-    /// Precision of vision encoders: f32, int8 or auto; what is recorded was computed in f32
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
-    vision_precision: Precision,
     /// How weights come into memory: mmap, repack or auto
     #[arg(long, value_name = "MODE", default_value = "auto")]
     load_mode: LoadMode,
+    /// Precision of vision encoders: f32, int8 or auto; what is recorded was computed in f32
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    vision_precision: Precision,
 }
 
 /// Runs the command.

@@ -6,6 +6,7 @@
 
 mod metadata;
 mod mmap;
+mod packed;
 mod reader;
 mod sniff;
 mod split;
@@ -17,6 +18,7 @@ pub use value::{Array, Value};
 pub use writer::{Sink, Writer};
 
 use crate::{Dtype, Result};
+use mmq_kernels::Layout;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,6 +41,8 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// Its size in bytes.
     pub n_bytes: usize,
+    /// How its rows lie: [`Layout::Panels`] in packed files only.
+    pub layout: Layout,
     /// Which shard holds it.
     shard: usize,
     /// Where its bytes start, from the start of that shard.
@@ -248,8 +252,13 @@ impl Gguf {
 
     /// The tensor called `name`.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        Some(&self.tensors[self.place(name)?])
+    }
+
+    /// The place of the tensor called `name` among [`Gguf::tensors`].
+    fn place(&self, name: &str) -> Option<usize> {
         let at = self.by_name.binary_search_by(|&i| self.tensors[i].name.as_str().cmp(name)).ok()?;
-        Some(&self.tensors[self.by_name[at]])
+        Some(self.by_name[at])
     }
 
     /// A tensor's bytes, without copying.

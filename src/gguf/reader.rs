@@ -13,6 +13,7 @@ use super::value::Type;
 use super::{Array, Bytes, DEFAULT_ALIGNMENT, MAX_ALIGNMENT, MAX_DIMS, Metadata, TensorInfo, Value, quote, sniff};
 use crate::bail;
 use crate::{Dtype, Result};
+use mmq_kernels::Layout;
 use std::fmt::Display;
 
 /// How deep arrays of arrays may nest.
@@ -312,6 +313,6 @@ impl<'a> Reader<'a> {
         if offset % alignment != 0 {
             bail!(Format, "offset {offset} is no multiple of the alignment, {alignment}");
         }
-        Ok(TensorInfo { name: name.to_string(), dtype, shape, n_bytes, shard: 0, offset })
+        Ok(TensorInfo { name: name.to_string(), dtype, shape, n_bytes, layout: Layout::Rows, shard: 0, offset })
     }
 }

@@ -4,7 +4,7 @@
 //! holds the model's metadata.
 
 use super::reader::{self, File};
-use super::{Gguf, index, mmap, quote};
+use super::{Gguf, index, mmap, packed, quote};
 use crate::Result;
 use crate::bail;
 use std::path::{Path, PathBuf};
@@ -80,6 +80,7 @@ pub(super) fn open(path: &Path) -> Result<Gguf> {
         );
     }
     model.by_name = by_name(&model)?;
+    packed::restore(&mut model)?;
     Ok(model)
 }
 
@@ -98,6 +99,7 @@ pub(super) fn single(file: File) -> Result<Gguf> {
         shards: vec![file.bytes],
     };
     model.by_name = by_name(&model)?;
+    packed::restore(&mut model)?;
     Ok(model)
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Array, Gguf, TensorInfo, Value, index, quote, reader};
 use crate::{Dtype, Error, Result, bail};
+use mmq_kernels::Layout;
 use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -41,12 +42,16 @@ impl Writer {
         let metadata = gguf.metadata().iter().filter(|(key, _)| keep(key));
         let alignment = reader::alignment(gguf.name(), gguf.metadata().get(reader::ALIGNMENT));
         let alignment = alignment.expect("the reader has checked it") as u64;
-        Writer {
+        let mut writer = Writer {
             version: gguf.version(),
             pad_end: split || gguf.file_bytes().is_multiple_of(alignment),
             metadata: metadata.map(|(key, value)| (key.to_string(), value.clone())).collect(),
             tensors: Vec::new(),
+        };
+        if gguf.packed().is_some() {
+            writer.tag(gguf.metadata());
         }
+        writer
     }
 
     /// Sets `key`, in its old place if it is there, else after the others. `general.alignment` (a power of two, as
@@ -78,6 +83,7 @@ impl Writer {
             dtype,
             shape: shape.to_vec(),
             n_bytes,
+            layout: Layout::Rows,
             shard: 0,
             offset: 0,
         });

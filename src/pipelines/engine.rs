@@ -9,7 +9,7 @@ use crate::media::Filter;
 use crate::media::Image;
 use crate::media::preprocess::Fit;
 use crate::ops::{Cx, Trace};
-use crate::tensor::{Loader, Precision, Repack};
+use crate::tensor::{Loader, Loading, Precision, Repack};
 use crate::text::template::{IMAGE_MARKER, Message};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::{Error, Result, bail};
@@ -22,13 +22,14 @@ use std::sync::Arc;
 /// How weights come into memory. Answers do not depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LoadMode {
-    /// [`LoadMode::Repack`] where it pays and the memory is there, else [`LoadMode::Mmap`]. It pays for files that are not
-    /// packed; the memory is there if the system has twice as much available as the weights take.
+    /// [`LoadMode::Repack`] where the system has twice as much memory available as the weights take, else
+    /// [`LoadMode::Mmap`]. Packed files are always mapped.
     #[default]
     Auto,
     /// They are read from the mapped file, as they lie there: nothing to wait for, and processes share the memory.
     Mmap,
-    /// They are interleaved into memory of the process, for faster products; the file's pages are given back.
+    /// They are interleaved into memory of the process, for faster products; the file's pages are given back. Files that
+    /// are packed need none of it.
     Repack,
 }
 
@@ -37,17 +38,17 @@ impl LoadMode {
     pub const NAMES: [(&str, LoadMode); 3] =
         [("auto", LoadMode::Auto), ("mmap", LoadMode::Mmap), ("repack", LoadMode::Repack)];
 
-    /// A loader for `gguf`, one of files that have `n_bytes` of weights together.
-    fn loader<'a>(self, gguf: &'a Gguf, n_bytes: u64, repack: &'a Repack<'a>) -> Loader<'a> {
-        let repacks = match self {
+    /// Whether the matrices of `gguf`, one of files that have `n_bytes` of weights together, are interleaved at load.
+    pub(crate) fn repacks(self, gguf: &Gguf, n_bytes: u64) -> bool {
+        match self {
             LoadMode::Mmap => false,
             LoadMode::Repack => true,
             // What lies in memory already would be there twice.
             LoadMode::Auto => {
-                gguf.path().is_some() && device::available_memory().is_some_and(|memory| memory / 2 >= n_bytes)
+                let on_disk = gguf.path().is_some() && gguf.packed().is_none();
+                on_disk && device::available_memory().is_some_and(|memory| memory / 2 >= n_bytes)
             }
-        };
-        if repacks { Loader::repacking(gguf, repack) } else { Loader::mapped(gguf) }
+        }
     }
 }
 
@@ -77,14 +78,6 @@ pub struct EngineOptions {
     pub vision_precision: Precision,
     /// Most tokens of each picture, and how they are made fewer; `None`: as many as the model makes.
     pub image_tokens: Option<ImageTokens>,
-}
-
-impl EngineOptions {
-    /// A loader for `gguf`, one of files that have `n_bytes` of weights together.
-    pub(crate) fn loader<'a>(&self, gguf: &'a Gguf, n_bytes: u64, repack: &'a Repack<'a>) -> Loader<'a> {
-        let loader = self.load_mode.loader(gguf, n_bytes, repack);
-        if self.vision_precision == Precision::F32 { loader } else { loader.rounding(repack) }
-    }
 }
 
 /// What a text model is made of.
@@ -177,7 +170,15 @@ impl Engine {
             progress.iter_mut().for_each(|progress| progress(done as f32 / total as f32));
         };
         let repack = Repack::new(&device.team, cancel.map(super::Cancel::flag), &mut report);
-        let loader = |gguf| options.loader(gguf, total, &repack);
+        let loader = |gguf| Loader {
+            gguf,
+            loading: Loading {
+                team: Some(&device.team),
+                vision: options.vision_precision,
+                repack: options.load_mode.repacks(gguf, total).then_some(&repack),
+                noted: None,
+            },
+        };
         let model = architectures::load_text(loader(text))?;
         let vision_file = mmproj.or_else(|| text.tensor("v.patch_embd.weight").is_some().then_some(text));
         let mut vision = vision_file.map(|gguf| architectures::load_vision(loader(gguf))).transpose()?;

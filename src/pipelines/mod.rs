@@ -2,6 +2,7 @@
 
 mod engine;
 pub mod evaluate;
+mod pack;
 mod prompt;
 mod session;
 pub mod verify;
@@ -10,5 +11,6 @@ pub use crate::blocks::image_tokens::{ImageTokens, Reduction};
 pub use crate::blocks::kv_cache::KvType;
 pub use crate::tensor::Precision;
 pub use engine::{Engine, EngineOptions, LoadMode, ModelInfo, find_mmproj};
+pub use pack::Packer;
 pub use prompt::{EncodedImage, Piece, Prompt};
 pub use session::{Answer, Cancel, Finish, Generation, Session, SessionOptions};

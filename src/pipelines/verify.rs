@@ -9,7 +9,7 @@ use crate::device::Cpu;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::media::Image;
 use crate::ops::{Cx, Trace};
-use crate::tensor::{Precision, Repack};
+use crate::tensor::{Loader, Loading, Precision, Repack};
 use crate::text::SamplerParams;
 use crate::{Dtype, Result, bail};
 use mmq_kernels::Activations;
@@ -69,8 +69,8 @@ pub struct Check {
     pub note: Option<String>,
 }
 
-/// Loads `gguf` as `options` say, runs its recorded inputs and compares. What is recorded is float arithmetic: with a vision
-/// precision other than [`Precision::F32`] up to [`INT8`] is allowed.
+/// Loads `gguf` as `options` say, runs its recorded inputs and compares. What is recorded is float arithmetic: with a
+/// `vision_precision` other than [`Precision::F32`] up to [`INT8`] is allowed.
 ///
 /// # Errors
 /// A file without recorded activations or with malformed ones, or that cannot be loaded. Activations that do not agree
@@ -119,7 +119,13 @@ impl Runner {
         let device = Cpu::new(options.n_threads);
         let mut unwatched = |_| {};
         let repack = Repack::new(&device.team, None, &mut unwatched);
-        let vision = architectures::load_vision(options.loader(gguf, gguf.n_bytes(), &repack))?;
+        let loading = Loading {
+            team: Some(&device.team),
+            vision: options.vision_precision,
+            repack: options.load_mode.repacks(gguf, gguf.n_bytes()).then_some(&repack),
+            noted: None,
+        };
+        let vision = architectures::load_vision(Loader { gguf, loading })?;
         Ok(Runner::Vision(vision, device))
     }
 

@@ -7,19 +7,18 @@ pub use repack::Repack;
 use crate::gguf::{Bytes, Gguf, TensorInfo};
 use crate::{Dtype, Error, Result, bail};
 use mmq_kernels::panel::PANEL_ROWS;
-use mmq_kernels::{Layout, Weights, interleave, kernels};
+use mmq_kernels::{Layout, Team, Weights, interleave, kernels, round};
 use std::cell::RefCell;
 
 /// What a vision encoder and its projector compute with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// [`Precision::Int8`].
+    /// [`Precision::Int8`] for files of float weights; quantized ones are used as they are.
     #[default]
     Auto,
-    /// Float weights multiply float activations.
+    /// Weights as they are stored; float ones multiply float activations.
     F32,
-    /// Float weights are rounded to 8 bits in blocks of 32 (Q8_0) when they are loaded, and multiply activations that are
-    /// rounded likewise. Weights that are quantized in the file are used as they are.
+    /// Float weights are rounded to 8 bits in blocks of 32 (Q8_0) at load, and multiply activations rounded likewise.
     Int8,
 }
 
@@ -36,7 +35,20 @@ impl std::str::FromStr for Precision {
     }
 }
 
-/// A matrix of any runnable type: `[n_rows, n_cols]`, rows are output features.
+/// How weights come into memory.
+#[derive(Clone, Copy, Default)]
+pub struct Loading<'a> {
+    /// The threads that make new forms of weights. Without them everything stays as it is stored: nothing will be run.
+    pub team: Option<&'a Team>,
+    /// For vision encoders and projectors.
+    pub vision: Precision,
+    /// Interleaves matrices; without it they are multiplied with as they are stored.
+    pub repack: Option<&'a Repack<'a>>,
+    /// Where the names of the matrices that are asked for are noted.
+    pub noted: Option<&'a RefCell<Vec<String>>>,
+}
+
+/// A matrix of any runnable type: `[n_rows, n_cols]`, rows are output features. Left where it is stored, or made at load.
 #[derive(Clone)]
 pub struct Weight {
     dtype: Dtype,
@@ -47,6 +59,12 @@ pub struct Weight {
 }
 
 impl Weight {
+    /// A matrix made at load: `data` holds `n_rows · dtype.row_bytes(n_cols)` bytes in `layout`.
+    pub fn made(dtype: Dtype, layout: Layout, n_rows: usize, n_cols: usize, data: Vec<u8>) -> Weight {
+        assert_eq!(dtype.row_bytes(n_cols).map(|n| n * n_rows), Some(data.len()));
+        Weight { dtype, layout, n_rows, n_cols, bytes: Bytes::from(data) }
+    }
+
     /// Output features.
     pub fn n_rows(&self) -> usize {
         self.n_rows
@@ -62,31 +80,21 @@ impl Weight {
         self.dtype
     }
 
-    /// How its rows lie.
-    pub fn layout(&self) -> Layout {
-        self.layout
-    }
-
     /// The matrix as kernels take it.
     pub fn view(&self) -> Weights<'_> {
         Weights { dtype: self.dtype, layout: self.layout, n_rows: self.n_rows, n_cols: self.n_cols, data: &self.bytes }
     }
 
-    fn row_bytes(&self) -> usize {
-        self.bytes.len() / self.n_rows
-    }
-
     /// Expands row `i` into `out: [n_cols]`.
     pub fn row(&self, i: usize, out: &mut [f32]) {
-        assert!(i < self.n_rows, "row {i} of {}", self.n_rows);
-        let n = self.row_bytes();
-        let first = i / PANEL_ROWS * PANEL_ROWS;
-        if self.layout == Layout::Rows || first + PANEL_ROWS > self.n_rows {
-            return (kernels().dequantize)(self.dtype, &self.bytes[i * n..(i + 1) * n], out);
+        let n = self.bytes.len() / self.n_rows;
+        let first = i - i % PANEL_ROWS;
+        if self.layout == Layout::Panels && first + PANEL_ROWS <= self.n_rows {
+            let mut row = vec![0; n];
+            interleave::row(self.dtype, &self.bytes[first * n..][..PANEL_ROWS * n], i - first, &mut row);
+            return (kernels().dequantize)(self.dtype, &row, out);
         }
-        let mut row = vec![0; n];
-        interleave::row(self.dtype, &self.bytes[first * n..(first + PANEL_ROWS) * n], i - first, &mut row);
-        (kernels().dequantize)(self.dtype, &row, out);
+        (kernels().dequantize)(self.dtype, &self.bytes[i * n..(i + 1) * n], out);
     }
 
     /// Tells the system that the matrix will not be read soon; see [`Bytes::give_back`].
@@ -95,50 +103,19 @@ impl Weight {
     }
 }
 
-/// What becomes of the matrices that a loader takes out.
-#[derive(Clone, Copy)]
-enum Matrices<'a> {
-    /// They stay where they are stored.
-    Mapped,
-    /// They are interleaved into memory of their own.
-    Repacked(&'a Repack<'a>),
-    /// They stay, and their names are noted.
-    Noted(&'a RefCell<Vec<String>>),
-}
-
 /// Takes tensors out of a file by name, checking that each has the expected shape and a runnable type.
 #[derive(Clone, Copy)]
 pub struct Loader<'a> {
     /// The file.
     pub gguf: &'a Gguf,
-    matrices: Matrices<'a>,
-    /// Rounds the float matrices of a vision encoder.
-    rounding: Option<&'a Repack<'a>>,
+    /// What becomes of its weights.
+    pub loading: Loading<'a>,
 }
 
 impl<'a> Loader<'a> {
-    fn new(gguf: &'a Gguf, matrices: Matrices<'a>) -> Loader<'a> {
-        Loader { gguf, matrices, rounding: None }
-    }
-
-    /// A loader that leaves matrices where they are stored.
-    pub fn mapped(gguf: &'a Gguf) -> Loader<'a> {
-        Loader::new(gguf, Matrices::Mapped)
-    }
-
-    /// A loader that interleaves matrices as `repack` does.
-    pub fn repacking(gguf: &'a Gguf, repack: &'a Repack<'a>) -> Loader<'a> {
-        Loader::new(gguf, Matrices::Repacked(repack))
-    }
-
-    /// A loader that leaves matrices where they are stored and notes in `names` which are asked for.
-    pub fn noting(gguf: &'a Gguf, names: &'a RefCell<Vec<String>>) -> Loader<'a> {
-        Loader::new(gguf, Matrices::Noted(names))
-    }
-
-    /// The same loader, which also rounds the float matrices of a vision encoder to 8 bits.
-    pub fn rounding(self, repack: &'a Repack<'a>) -> Loader<'a> {
-        Loader { rounding: Some(repack), ..self }
+    /// A loader that leaves everything as it is stored.
+    pub fn stored(gguf: &'a Gguf) -> Loader<'a> {
+        Loader { gguf, loading: Loading::default() }
     }
 
     /// Whether the file has the tensor.
@@ -158,18 +135,23 @@ impl<'a> Loader<'a> {
     /// outermost dimension.
     ///
     /// # Errors
-    /// A tensor that is missing, of another shape or of a type without kernels; a repacking loader that is cancelled or
+    /// A tensor that is missing, of another shape or of a type without kernels; [`Loading::repack`] that is cancelled or
     /// finds no memory.
     pub fn weight(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
-        let weight = self.table(name, n_rows, n_cols)?;
-        match self.matrices {
-            Matrices::Repacked(repack) if weight.layout == Layout::Rows && n_rows >= PANEL_ROWS => repack.run(&weight),
-            Matrices::Noted(names) => {
-                names.borrow_mut().push(name.to_owned());
-                Ok(weight)
-            }
-            _ => Ok(weight),
+        let stored = self.matrix(name, n_rows, n_cols)?;
+        match self.loading.repack {
+            Some(repack) if stored.layout == Layout::Rows && n_rows >= PANEL_ROWS => repack.run(&stored),
+            _ => Ok(stored),
         }
+    }
+
+    /// A matrix that is multiplied with, as it is stored.
+    fn matrix(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
+        let stored = self.table(name, n_rows, n_cols)?;
+        if let Some(noted) = self.loading.noted {
+            noted.borrow_mut().push(name.to_owned());
+        }
+        Ok(stored)
     }
 
     /// A matrix `[n_rows, n_cols]` whose rows are looked up one by one: it stays where it is stored.
@@ -200,23 +182,25 @@ impl<'a> Loader<'a> {
                 info.dtype
             );
         }
-        Ok(Weight { dtype: info.dtype, layout: Layout::Rows, n_rows, n_cols, bytes: self.gguf.bytes(info) })
+        let bytes = self.gguf.bytes(info);
+        Ok(Weight { dtype: info.dtype, layout: info.layout, n_rows, n_cols, bytes })
     }
 
-    /// As [`Loader::weight`], for a vision encoder or its projector: a [rounding](Loader::rounding) loader makes float weights
-    /// Q8_0. Rows that are no multiple of 32 long stay float.
-    ///
-    /// # Errors
-    /// As [`Loader::weight`].
+    /// As [`Loader::weight`], for a layer of a vision encoder or projector: in [`Loading::vision`] precision. Rows that are no
+    /// multiple of 32 long stay float.
     pub fn vision_weight(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
-        if let Some(repack) = self.rounding {
-            let stored = self.table(name, n_rows, n_cols)?;
-            let is_float = matches!(stored.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
-            if is_float && n_cols.is_multiple_of(32) {
-                return repack.round(&stored);
+        let is_float = matches!(self.info(name)?.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
+        match self.loading {
+            Loading { team: Some(team), vision: Precision::Auto | Precision::Int8, .. }
+                if is_float && n_cols.is_multiple_of(32) =>
+            {
+                let stored = self.matrix(name, n_rows, n_cols)?;
+                let data = round::to_q8_0(team, stored.view(), round::Steps::of(kernels().level));
+                stored.give_back();
+                Ok(Weight::made(Dtype::Q8_0, Layout::Panels, n_rows, n_cols, data))
             }
+            _ => self.weight(name, n_rows, n_cols),
         }
-        self.weight(name, n_rows, n_cols)
     }
 
     /// A vector of `n` floats, whatever it is stored as: norms, biases, embeddings that are added.
@@ -236,8 +220,15 @@ impl<'a> Loader<'a> {
     /// All elements of a tensor as floats.
     pub fn floats(&self, info: &TensorInfo) -> Result<Vec<f32>> {
         self.check_runnable(info)?;
-        let mut out = vec![0.0; info.shape.iter().product()];
-        (kernels().dequantize)(info.dtype, &self.gguf.bytes(info), &mut out);
+        let mut out = vec![0.0; info.n_elements()];
+        if info.layout == Layout::Rows {
+            (kernels().dequantize)(info.dtype, &self.gguf.bytes(info), &mut out);
+        } else {
+            let n_rows = info.shape[0];
+            let n_cols = out.len() / n_rows;
+            let weight = self.table(&info.name, n_rows, n_cols)?;
+            out.chunks_exact_mut(n_cols).enumerate().for_each(|(i, row)| weight.row(i, row));
+        }
         Ok(out)
     }
 

@@ -3,10 +3,9 @@
 
 use super::Weight;
 use crate::gguf::Bytes;
-use crate::{Dtype, Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result};
 use mmq_kernels::panel::PANEL_ROWS;
-use mmq_kernels::round::{Steps, round};
-use mmq_kernels::{Layout, Team, interleave::interleave, kernels};
+use mmq_kernels::{Layout, Team, interleave::interleave};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -30,44 +29,27 @@ impl<'a> Repack<'a> {
 
     /// A copy of `weight`, which lies in rows, in panels; the pages that `weight` lies in are given back.
     pub(super) fn run(&self, weight: &Weight) -> Result<Weight> {
-        self.make(weight, weight.dtype, &|rows, panel| {
-            if rows.len() == PANEL_ROWS * weight.row_bytes() {
-                interleave(weight.dtype, rows, panel);
-            } else {
-                panel.copy_from_slice(rows);
-            }
-        })
-    }
-
-    /// As [`Repack::run`], a float `weight` becoming Q8_0.
-    pub(super) fn round(&self, weight: &Weight) -> Result<Weight> {
-        let steps = Steps::of(kernels().level);
-        self.make(weight, Dtype::Q8_0, &|rows, panel| round(weight.dtype, rows, weight.n_cols, steps, panel))
-    }
-
-    /// A copy of `weight` of type `dtype` in panels: `convert` makes each from its rows.
-    fn make(&self, weight: &Weight, dtype: Dtype, convert: &(dyn Fn(&[u8], &mut [u8]) + Sync)) -> Result<Weight> {
-        let (n_rows, stored) = (weight.n_rows, weight.row_bytes());
-        let made = dtype.row_bytes(weight.n_cols).expect("a matrix holds whole blocks");
-        let step = CHUNK.div_ceil(PANEL_ROWS * stored) * PANEL_ROWS;
+        let panel_bytes = weight.bytes.len() / weight.n_rows * PANEL_ROWS;
+        let panels = weight.n_rows / PANEL_ROWS * panel_bytes;
+        let step = CHUNK.div_ceil(panel_bytes) * panel_bytes;
         let from = &weight.bytes;
-        let bytes = Bytes::filled(n_rows * made, |out| {
-            from.read_ahead(0..step.min(n_rows) * stored);
-            for first in (0..n_rows).step_by(step) {
+        let bytes = Bytes::filled(from.len(), |out| {
+            from.read_ahead(0..step.min(panels));
+            for at in (0..panels).step_by(step) {
                 if self.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
                     return Err(Error::new(ErrorKind::Cancelled, "stopped"));
                 }
-                let end = (first + step).min(n_rows);
-                from.read_ahead(end * stored..(end + step).min(n_rows) * stored);
-                self.team.rows(&mut out[first * made..end * made], PANEL_ROWS * made, &|i, panel| {
-                    let row = first + i * PANEL_ROWS;
-                    convert(&from[row * stored..(row + PANEL_ROWS).min(n_rows) * stored], panel);
+                let end = (at + step).min(panels);
+                from.read_ahead(end..(end + step).min(panels));
+                self.team.rows(&mut out[at..end], panel_bytes, &|i, panel| {
+                    interleave(weight.dtype, &from[at + i * panel_bytes..][..panel_bytes], panel);
                 });
-                from.give_back(first * stored..end * stored);
-                (self.progress.borrow_mut())((end - first) * stored);
+                from.give_back(at..end);
+                (self.progress.borrow_mut())(end - at);
             }
+            out[panels..].copy_from_slice(&from[panels..]);
             Ok(())
         })?;
-        Ok(Weight { dtype, layout: Layout::Panels, bytes, ..*weight })
+        Ok(Weight { layout: Layout::Panels, bytes, ..*weight })
     }
 }
