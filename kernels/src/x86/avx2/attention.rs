@@ -3,6 +3,9 @@
 //! Each score is one chain of fused multiply-adds over the elements of the head, each output element one over the keys,
 //! whatever rows it is computed with and however keys and values are stored: neither shows in the result.
 
+// Indices over arrays of registers, which iterators would hide.
+#![allow(clippy::needless_range_loop)]
+
 use super::{LANES, load_floats, store_floats};
 use crate::attention::{KEY_TILE, Rows, Tile};
 use crate::kv::KvType;

@@ -2,6 +2,9 @@
 //!
 //! Scores, weights and sums are formed in the order of that twin, to the same bits, so that rows may be computed by either.
 
+// Indices over arrays of registers, which iterators would hide.
+#![allow(clippy::needless_range_loop)]
+
 use super::{load_floats, store_floats};
 use crate::attention::{KEY_TILE, Rows, Tile};
 use crate::kv::KvType;
