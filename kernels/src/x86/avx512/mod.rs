@@ -4,6 +4,8 @@
 
 mod attention;
 mod dot;
+mod few;
+mod unpack;
 
 use crate::Kernels;
 use std::arch::x86_64::*;
@@ -13,6 +15,10 @@ pub(super) fn extend(table: &mut Kernels) {
     table.attend = attention::attend;
     table.dot = dot::dot;
     table.dot_float = dot::dot_float;
+    table.dot_few = few::dot_few;
+    table.dot_few_float = few::dot_few_float;
+    table.unpack = unpack::unpack;
+    table.unpack_float = unpack::unpack_float;
 }
 
 #[inline]
@@ -20,6 +26,13 @@ pub(super) fn extend(table: &mut Kernels) {
 fn load(from: &[u8; 64]) -> __m512i {
     // SAFETY: 64 bytes are readable, and the load needs no alignment.
     unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store(to: &mut [u8; 64], v: __m512i) {
+    // SAFETY: 64 bytes are writable, and the store needs no alignment.
+    unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), v) }
 }
 
 #[inline]

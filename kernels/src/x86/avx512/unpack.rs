@@ -297,10 +297,7 @@ fn bit(v: __m512i, bit: usize, to: usize) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn halves(v: __m512i) -> [__m512; 2] {
-    [
-        _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)),
-        _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(v))),
-    ]
+    [_mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)), _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(v)))]
 }
 
 /// Byte `i` of each 32-bit lane as a float.
@@ -374,13 +371,7 @@ fn blocks<const P: bool, S: Groups>(
 /// [`Groups::take`] of unsigned quants.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn unsigned<const STEPS: usize>(
-    out: &mut impl Groups,
-    group: usize,
-    q: [__m512i; STEPS],
-    scale: __m512,
-    min: __m512,
-) {
+fn unsigned<const STEPS: usize>(out: &mut impl Groups, group: usize, q: [__m512i; STEPS], scale: __m512, min: __m512) {
     // SAFETY: this function runs on processors with these features only.
     unsafe { out.take::<STEPS, false>(group, q, scale, min) }
 }
