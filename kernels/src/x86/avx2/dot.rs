@@ -102,10 +102,10 @@ fn tokens<const STEPS: usize, const CHAIN: usize, const KIND: u8>(
 #[inline]
 #[target_feature(enable = "avx2")]
 fn pin<const T: usize>(sums: &mut [[__m256i; 2]; T]) {
-    // SAFETY: no instruction is added.
-    unsafe {
-        match sums.as_mut_slice() {
-            [[a, b], [c, d], [e, f], [g, h]] => asm!(
+    if let [[a, b], [c, d], [e, f], [g, h]] = sums.as_mut_slice() {
+        // SAFETY: no instruction is added.
+        unsafe {
+            asm!(
                 "/* {} {} {} {} {} {} {} {} */",
                 inout(ymm_reg) * a,
                 inout(ymm_reg) * b,
@@ -116,8 +116,7 @@ fn pin<const T: usize>(sums: &mut [[__m256i; 2]; T]) {
                 inout(ymm_reg) * g,
                 inout(ymm_reg) * h,
                 options(pure, nomem, nostack, preserves_flags),
-            ),
-            _ => {}
+            );
         }
     }
 }

@@ -80,13 +80,13 @@ impl<const T: usize> Groups for Few<'_, T> {
             let mut wide = _mm256_setzero_si256();
             for c in 0..STEPS / CHAIN {
                 let mut narrow = _mm256_setzero_si256();
-                for s in c * CHAIN..(c + 1) * CHAIN {
+                for (s, q) in q.iter().enumerate().skip(c * CHAIN).take(CHAIN) {
                     // SAFETY: the rows are as long as `n_cols`, so the group's columns lie within those of each token.
                     let x = unsafe { x.q.as_ptr().add(at + 4 * s).cast::<i32>().read_unaligned() };
                     let x = _mm256_set1_epi32(x);
                     let pairs = match CHAIN {
-                        1 => _mm256_maddubs_epi16(_mm256_abs_epi8(q[s]), _mm256_sign_epi8(x, q[s])),
-                        _ => _mm256_maddubs_epi16(q[s], x),
+                        1 => _mm256_maddubs_epi16(_mm256_abs_epi8(*q), _mm256_sign_epi8(x, *q)),
+                        _ => _mm256_maddubs_epi16(*q, x),
                     };
                     narrow = _mm256_add_epi16(narrow, pairs);
                 }

@@ -504,7 +504,7 @@ fn q3_k<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
         let low = b.transpose_32(offset_of!(Q3_K, qs) + 32 * h);
         unrolled!(j in [0 1 2 3] {
             let word = 2 * h + j / 2;
-            let four = field(if word % 2 == 0 { low_a } else { low_b }, word / 2 * 4, 15);
+            let four = field(if word.is_multiple_of(2) { low_a } else { low_b }, word / 2 * 4, 15);
             let two = _mm256_slli_epi16::<4>(field(upper, 2 * word, 3));
             let v = _mm256_sub_epi8(_mm256_or_si256(four, two), _mm256_set1_epi8(32));
             for part in 0..2 {
