@@ -107,9 +107,7 @@ fn quantized_caches_stay_close_and_behave_alike() {
             session.sync(&tokens(&[1, 5, 40, 33, 9, 9, 9, 9, 9, 9, 9, 9]), None).unwrap();
             assert_eq!(session.sync(&tokens(&PROMPT), None).unwrap(), 5);
             assert_eq!(session.logits(), got, "{name}, {kinds:?}");
-            while session.n_past() < 40 {
-                session.next_token().unwrap();
-            }
+            while session.n_past() < 40 && session.next_token().unwrap().is_some() {}
             assert_eq!(session.sync(&tokens(&PROMPT), None).unwrap(), 1);
             assert_eq!(session.logits(), got, "{name}, {kinds:?}: after an answer");
         }
