@@ -81,7 +81,7 @@ pub struct Args {
     #[arg(short, long, value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..=1024), help_heading = "Memory and speed")]
     threads: i64,
 
-    /// How weights come into memory: mmap (as they lie in the file), repack (interleaved, for speed) or auto [-lm, -rtr]
+    /// How weights come into memory: mmap (as they lie in the file), repack (interleaved while loading, for long answers) or auto (mmap) [-lm, -rtr]
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = load_mode, help_heading = "Memory and speed")]
     load_mode: (LoadMode, bool),
 

@@ -3,7 +3,7 @@
 use super::prompt::{EncodedImage, Piece, Prompt};
 use crate::architectures::{self, ImageRows, TextModel, VisionModel};
 use crate::blocks::image_tokens::ImageTokens;
-use crate::device::{self, Cpu};
+use crate::device::Cpu;
 use crate::gguf::Gguf;
 use crate::media::Filter;
 use crate::media::Image;
@@ -22,8 +22,8 @@ use std::sync::Arc;
 /// How weights come into memory. Answers do not depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LoadMode {
-    /// [`LoadMode::Repack`] where the system has twice as much memory available as the weights take, else
-    /// [`LoadMode::Mmap`]. Packed files are always mapped.
+    /// [`LoadMode::Mmap`]: interleaving 4 GB takes seconds, which answers of some hundred tokens win back. Files that are
+    /// packed ([`Packer`](super::Packer)) have the speed without the wait.
     #[default]
     Auto,
     /// They are read from the mapped file, as they lie there: nothing to wait for, and processes share the memory.
@@ -37,19 +37,6 @@ impl LoadMode {
     /// Every mode with the name that flags take.
     pub const NAMES: [(&str, LoadMode); 3] =
         [("auto", LoadMode::Auto), ("mmap", LoadMode::Mmap), ("repack", LoadMode::Repack)];
-
-    /// Whether the matrices of `gguf`, one of files that have `n_bytes` of weights together, are interleaved at load.
-    pub(crate) fn repacks(self, gguf: &Gguf, n_bytes: u64) -> bool {
-        match self {
-            LoadMode::Mmap => false,
-            LoadMode::Repack => true,
-            // What lies in memory already would be there twice.
-            LoadMode::Auto => {
-                let on_disk = gguf.path().is_some() && gguf.packed().is_none();
-                on_disk && device::available_memory().is_some_and(|memory| memory / 2 >= n_bytes)
-            }
-        }
-    }
 }
 
 impl std::str::FromStr for LoadMode {
@@ -175,7 +162,7 @@ impl Engine {
             loading: Loading {
                 team: Some(&device.team),
                 vision: options.vision_precision,
-                repack: options.load_mode.repacks(gguf, total).then_some(&repack),
+                repack: (options.load_mode == LoadMode::Repack).then_some(&repack),
                 noted: None,
             },
         };

@@ -2,7 +2,7 @@
 //! (`tests/fixtures/README.md` has the format), and compares every recorded activation with ours.
 
 use super::prompt::{EncodedImage, Piece, Prompt};
-use super::{Cancel, Engine, EngineOptions, Session, SessionOptions};
+use super::{Cancel, Engine, EngineOptions, LoadMode, Session, SessionOptions};
 use crate::architectures;
 use crate::blocks::kv_cache::KvType;
 use crate::device::Cpu;
@@ -122,7 +122,7 @@ impl Runner {
         let loading = Loading {
             team: Some(&device.team),
             vision: options.vision_precision,
-            repack: options.load_mode.repacks(gguf, gguf.n_bytes()).then_some(&repack),
+            repack: (options.load_mode == LoadMode::Repack).then_some(&repack),
             noted: None,
         };
         let vision = architectures::load_vision(Loader { gguf, loading })?;
