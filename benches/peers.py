@@ -203,6 +203,7 @@ def table():
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--models", type=Path, required=True, help="folder with the files of random_model.py, and SmolLM2's if wanted")
 parser.add_argument("--mmq", help="the program mmq")
+parser.add_argument("--load-mode", default="repack", help="how mmq takes its weights into memory")
 parser.add_argument("--llama", type=Path, help="folder with llama.cpp's programs")
 parser.add_argument("--ik", type=Path, help="folder with ik_llama.cpp's programs")
 parser.add_argument("--image", help="picture for encode and ttft")
@@ -227,8 +228,8 @@ if not args.image and {"encode", "ttft"} & set(only):
 
 benches, viewers = {}, {}
 if args.mmq:
-    benches["mmq"] = [args.mmq, "bench"]
-    viewers["mmq"] = [args.mmq, "run", "--json"]
+    benches["mmq"] = [args.mmq, "bench", "--load-mode", args.load_mode]
+    viewers["mmq"] = [args.mmq, "run", "--json", "--load-mode", args.load_mode]
 if args.llama:
     benches["llama.cpp"] = [str(args.llama / "llama-bench")]
     viewers["llama.cpp"] = [str(args.llama / "llama-mtmd-cli"), "--jinja"]
