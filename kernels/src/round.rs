@@ -1,10 +1,10 @@
 //! Float weights to 8 bits when a model is loaded: Q8_0 blocks, interleaved.
 
 use crate::block::Q8_0;
-use crate::interleave::{self, interleave};
+use crate::interleave::{deinterleave, interleave};
 use crate::panel::PANEL_ROWS;
 use crate::team::Disjoint;
-use crate::{Dtype, Kernels, Layout, Level, Team, Weights, kernels};
+use crate::{Dtype, Layout, Level, Team, Weights, kernels};
 use half::f16;
 use std::cell::RefCell;
 
@@ -13,6 +13,7 @@ use std::cell::RefCell;
 struct Scratch {
     floats: Vec<f32>,
     rows: Vec<u8>,
+    apart: Vec<u8>,
 }
 
 thread_local! {
@@ -51,46 +52,38 @@ pub fn to_q8_0(team: &Team, weights: Weights<'_>, steps: Steps) -> Vec<u8> {
     let mut out = vec![0; n_rows * row_bytes];
     let to = Disjoint::new(&mut out);
     team.split(n_rows.div_ceil(PANEL_ROWS), 1, &|panels| {
-        SCRATCH.with_borrow_mut(|scratch| {
+        SCRATCH.with_borrow_mut(|Scratch { floats, rows, apart }| {
             for first in panels.map(|p| p * PANEL_ROWS) {
                 let last = n_rows.min(first + PANEL_ROWS);
-                scratch.rows.clear();
+                rows.clear();
                 let from = &data[first * stored..last * stored];
-                let is_panel = layout == Layout::Panels && last - first == PANEL_ROWS;
-                let mut apart = vec![0; if is_panel { stored } else { 0 }];
-                for r in 0..last - first {
-                    let row = if is_panel {
-                        interleave::row(dtype, from, r, &mut apart);
-                        &apart
-                    } else {
-                        &from[r * stored..(r + 1) * stored]
-                    };
-                    scratch.round(k, dtype, row, n_cols, steps);
+                let from = if layout == Layout::Panels && last - first == PANEL_ROWS {
+                    apart.resize(from.len(), 0);
+                    deinterleave(dtype, from, apart);
+                    apart.as_slice()
+                } else {
+                    from
+                };
+                for row in from.chunks_exact(stored) {
+                    floats.resize(n_cols, 0.0);
+                    (k.dequantize)(dtype, row, floats);
+                    for x in floats.as_chunks::<32>().0 {
+                        let Q8_0 { d, qs } = block(x, steps);
+                        rows.extend_from_slice(&d);
+                        rows.extend_from_slice(&qs);
+                    }
                 }
                 // SAFETY: each panel belongs to one part, and panels do not overlap.
                 let to = unsafe { to.get(first * row_bytes..last * row_bytes) };
                 if last - first == PANEL_ROWS {
-                    interleave(Dtype::Q8_0, &scratch.rows, to);
+                    interleave(Dtype::Q8_0, rows, to);
                 } else {
-                    to.copy_from_slice(&scratch.rows);
+                    to.copy_from_slice(rows);
                 }
             }
         });
     });
     out
-}
-
-impl Scratch {
-    /// Appends the stored `row` of `n` weights to `rows`.
-    fn round(&mut self, k: &Kernels, dtype: Dtype, row: &[u8], n: usize, steps: f32) {
-        self.floats.resize(n, 0.0);
-        (k.dequantize)(dtype, row, &mut self.floats);
-        for x in self.floats.as_chunks::<32>().0 {
-            let Q8_0 { d, qs } = block(x, steps);
-            self.rows.extend_from_slice(&d);
-            self.rows.extend_from_slice(&qs);
-        }
-    }
 }
 
 /// The nearest block with quants of at most `steps`.
@@ -136,7 +129,7 @@ mod tests {
             let mut row = vec![0; row_bytes];
             if r < 32 {
                 let panel = &rounded[r / PANEL_ROWS * PANEL_ROWS * row_bytes..][..PANEL_ROWS * row_bytes];
-                interleave::row(Dtype::Q8_0, panel, r % PANEL_ROWS, &mut row);
+                crate::interleave::row(Dtype::Q8_0, panel, r % PANEL_ROWS, &mut row);
             } else {
                 row.copy_from_slice(&rounded[r * row_bytes..][..row_bytes]);
             }

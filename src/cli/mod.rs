@@ -117,6 +117,11 @@ fn catch_ctrl_c() -> Result<Cancel> {
     Ok(cancel)
 }
 
+/// What `-t` asks for; below 1 the program chooses.
+fn n_threads(threads: i64) -> Option<usize> {
+    usize::try_from(threads).ok().filter(|n| *n > 0)
+}
+
 /// `n` with a decimal prefix: `98.4 M`, `1.24 G`.
 fn scaled(n: u64) -> String {
     match n {

@@ -1,7 +1,7 @@
 //! `mmq pack`: a model file that is mapped and runs at full speed as it is, and the way back.
 
 use super::run::report::Progress;
-use super::{catch_ctrl_c, say, scaled};
+use super::{catch_ctrl_c, n_threads, say, scaled};
 use crate::Result;
 use crate::gguf::Gguf;
 use crate::pipelines::Packer;
@@ -41,11 +41,10 @@ pub fn run(args: &Args) -> Result<()> {
     let cancel = catch_ctrl_c()?;
     let start = Instant::now();
     let gguf = Gguf::open(&args.input)?;
-    let n_threads = usize::try_from(args.threads).ok().filter(|n| *n > 0);
     let progress = Progress::new(!args.quiet);
     progress.start(if args.unpack { "unpacking" } else { "packing" });
     let mut show = |done: f32| progress.set(done);
-    let packer = Packer::new(&gguf, n_threads, &cancel, &mut show);
+    let packer = Packer::new(&gguf, n_threads(args.threads), &cancel, &mut show);
     if args.unpack {
         packer.unpack(&args.output)?
     } else {

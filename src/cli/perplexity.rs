@@ -4,7 +4,7 @@ mod report;
 
 use super::run::report::Progress;
 use super::run::{image_sources, kv_type, place_images};
-use super::{catch_ctrl_c, read_text, say};
+use super::{catch_ctrl_c, n_threads, read_text, say};
 use crate::media::{self, DecodeOptions};
 use crate::pipelines::evaluate::{Cut, Evaluation, Stretch};
 use crate::pipelines::{Cancel, EncodedImage, Engine, EngineOptions, KvType, SessionOptions, find_mmproj};
@@ -236,8 +236,7 @@ fn rows(path: &Path) -> Result<Vec<Row>> {
 }
 
 fn load(args: &Args, sees: bool) -> Result<Models> {
-    let options =
-        EngineOptions { n_threads: usize::try_from(args.threads).ok().filter(|n| *n > 0), ..EngineOptions::default() };
+    let options = EngineOptions { n_threads: n_threads(args.threads), ..EngineOptions::default() };
     let model = match &args.model {
         None if args.mmproj.is_some() => bail!(Usage, "--mmproj needs the text model it belongs to: give one with -m"),
         None => Engine::built_in(&options)?,

@@ -5,7 +5,7 @@ mod sampling;
 
 use super::arguments::unescape;
 use super::image_tokens::ImageTokensArgs;
-use super::{catch_ctrl_c, printable, printed, read_text, say};
+use super::{catch_ctrl_c, n_threads, printable, printed, read_text, say};
 use crate::media::{self, DecodeOptions, Filter};
 use crate::pipelines::{
     Cancel, Engine, EngineOptions, Finish, Generation, KvType, LoadMode, Precision, Session, SessionOptions,
@@ -359,7 +359,7 @@ fn load(args: &Args, cancel: &Cancel, progress: &Progress, note: &dyn Fn(&str)) 
         None => args.chat_template.clone(),
     };
     let options = EngineOptions {
-        n_threads: usize::try_from(args.threads).ok().filter(|n| *n > 0),
+        n_threads: n_threads(args.threads),
         chat_template,
         image_fit: args.image_fit.clone(),
         image_filter: args.image_filter,

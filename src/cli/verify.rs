@@ -1,6 +1,6 @@
 //! `mmq verify`: tables of how recorded activations compare.
 
-use super::printed;
+use super::{n_threads, printed};
 use crate::gguf::Gguf;
 use crate::pipelines::Precision;
 use crate::pipelines::verify::{self, Check, Report};
@@ -44,7 +44,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
     let options = EngineOptions {
-        n_threads: usize::try_from(args.threads).ok().filter(|n| *n > 0),
+        n_threads: n_threads(args.threads),
         load_mode: args.load_mode,
         vision_precision: args.vision_precision,
         ..EngineOptions::default()

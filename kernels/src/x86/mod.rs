@@ -4,6 +4,7 @@ mod avx2;
 mod avx512;
 
 use crate::{Kernels, Level};
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
 /// Appends the table of each level that this processor supports. Each level starts from the one before it.
 pub(crate) fn extend(tables: &mut Vec<Kernels>) {
@@ -22,4 +23,11 @@ pub(crate) fn extend(tables: &mut Vec<Kernels>) {
     if detected!("avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vnni") {
         push(Level::Avx512, avx512::extend);
     }
+}
+
+/// Asks for the cache line of `address`.
+#[inline]
+fn touch(address: *const u8) {
+    // SAFETY: a prefetch touches no memory and may name any address.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
 }

@@ -8,6 +8,7 @@ use crate::Dtype;
 use crate::block::*;
 use crate::panel::{FLOAT_COLS, FloatPanel, PANEL_COLS, PANEL_ROWS, Panel, Source};
 use crate::scalar::unpack::offset;
+use crate::x86::touch;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::mem::offset_of;
@@ -42,13 +43,6 @@ pub fn prefetch(source: &Source<'_>) {
         Source::Rows(rows) => rows.iter().for_each(|row| ahead(row)),
         Source::Panel(panel) => ahead(panel),
     }
-}
-
-/// Asks for the cache line of `address`.
-#[inline]
-fn touch(address: *const u8) {
-    // SAFETY: a prefetch touches no memory and may name any address.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
 }
 
 /// The array of `$n` vectors `$q`. (The library's functions that make arrays are not inlined with functions of a target

@@ -8,6 +8,7 @@ use crate::Dtype;
 use crate::block::*;
 use crate::panel::{FLOAT_COLS, FloatPanel, PANEL_COLS, PANEL_ROWS, Panel, Source};
 use crate::scalar::unpack::offset;
+use crate::x86::touch;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::mem::offset_of;
@@ -150,8 +151,6 @@ impl<const INTERLEAVED: bool> Rows<'_, INTERLEAVED> {
     /// the next 16 rows.
     #[inline]
     fn ahead(&self, at: usize, size: usize) {
-        // SAFETY: a prefetch touches no memory and may name any address.
-        let touch = |address: *const u8| unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
         if INTERLEAVED {
             let (at, size) = (PANEL_ROWS * at + Self::AHEAD, PANEL_ROWS * size);
             (0..size).step_by(64).for_each(|i| touch(self.start[0].wrapping_add(at + i)));
