@@ -13,8 +13,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("ops", &["device", "tensor"]),
     ("blocks", &["ops", "device", "tensor", "gguf"]),
     ("architectures", &["blocks", "ops", "device", "tensor", "gguf", "media"]),
-    ("pipelines", &["architectures", "blocks", "ops", "device", "tensor", "gguf", "media", "text"]),
-    ("cli", &["pipelines", "gguf", "media", "text", "architectures"]),
+    ("quantize", &["gguf"]),
+    ("convert", &["gguf", "quantize", "text"]),
+    ("pipelines", &["quantize", "architectures", "blocks", "ops", "device", "tensor", "gguf", "media", "text"]),
+    ("cli", &["pipelines", "quantize", "convert", "gguf", "media", "text", "architectures"]),
 ];
 
 fn root() -> &'static Path {

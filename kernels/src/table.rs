@@ -1,10 +1,10 @@
 //! The dispatch table: one struct of function pointers, chosen once for the processor at hand.
 
-use crate::Dtype;
 use crate::attention::{Rows, Tile};
 use crate::kv::KvType;
 use crate::panel::{Columns, FloatPanel, Form, PANEL_ROWS, Panel, Source};
 use crate::scalar;
+use crate::{Dtype, Search};
 use std::sync::OnceLock;
 
 /// An instruction set that kernels exist for, in order of preference.
@@ -38,6 +38,8 @@ pub struct Kernels {
     pub prefetch: fn(&Source<'_>),
     /// Rounds activations to 8 bits: (x, q, scale, sum16, sum32, total), the outputs as in [`Columns`].
     pub quantize: fn(&[f32], &mut [i8], &mut [f32], &mut [f32], &mut [f32], &mut [i32]),
+    /// Rows of floats to blocks of a quantizable type: (type, search, x, n_cols, importance, out), see [`crate::quantize::quantize`].
+    pub quantize_weights: fn(Dtype, Search, &[f32], usize, Option<&[f32]>, &mut [u8]),
     /// Adds to `acc: [n_tokens][row]` the product of a panel's first `n` columns with the columns of `x` from `first` on:
     /// (form, panel, n, x, first, acc). Group by group, `acc = fma(scale_w · scale_x, Σ q_w q_x, acc)` and, for unsigned
     /// quants, `acc = fma(−min_w, scale_x · Σ q_x, acc)`.

@@ -8,6 +8,7 @@ mod elementwise;
 pub(crate) mod few;
 pub(crate) mod norm;
 pub(crate) mod quantize;
+pub(crate) mod quantize_weights;
 mod rope;
 pub(crate) mod softmax;
 pub(crate) mod unpack;
@@ -24,6 +25,7 @@ pub fn table() -> Kernels {
         unpack_float: unpack::unpack_float,
         prefetch: |_| {},
         quantize: quantize::quantize,
+        quantize_weights: quantize_weights::quantize_weights,
         dot: dot::dot,
         dot_float: dot::dot_float,
         dot_few: few::dot_few,
