@@ -6,6 +6,7 @@ mod image_tokens;
 mod inspect;
 mod pack;
 mod perplexity;
+mod quantize;
 mod run;
 mod tokenize;
 mod verify;
@@ -33,6 +34,7 @@ enum Command {
     Perplexity(Box<perplexity::Args>),
     Inspect(inspect::Args),
     Pack(pack::Args),
+    Quantize(Box<quantize::Args>),
     Tokenize(tokenize::Args),
     Verify(verify::Args),
 }
@@ -98,6 +100,7 @@ fn start(matches: &ArgMatches, notes: Vec<String>) -> Result<()> {
         Command::Perplexity(args) => perplexity::run(&args, &notes),
         Command::Inspect(args) => inspect::run(&args),
         Command::Pack(args) => pack::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Verify(args) => verify::run(&args),
     }
