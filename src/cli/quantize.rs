@@ -6,7 +6,7 @@ use super::run::report::Progress;
 use super::{catch_ctrl_c, n_threads};
 use crate::gguf::{Gguf, Value, shard_path};
 use crate::pipelines::Quantizer;
-use crate::quantize::{FileType, Goal, Plan, Request, Rule, parse_dtype, parse_override};
+use crate::quantize::{FileType, Goal, Imatrix, Importance, Plan, Request, Rule, parse_dtype, parse_override};
 use crate::{Dtype, Result, bail};
 use mmq_kernels::Search;
 use report::Report;
@@ -39,6 +39,18 @@ pub struct Args {
     /// All matrices the same type: no mix
     #[arg(long)]
     pure: bool,
+
+    /// Importance matrix, from `mmq imatrix` or llama-imatrix: errors in columns that matter weigh more
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+
+    /// Use the importance matrix for tensors whose names contain this alone; may be repeated
+    #[arg(long, value_name = "NAME", requires = "imatrix", conflicts_with = "exclude_weights")]
+    include_weights: Vec<String>,
+
+    /// Use the importance matrix for no tensor whose name contains this; may be repeated
+    #[arg(long, value_name = "NAME", requires = "imatrix")]
+    exclude_weights: Vec<String>,
 
     /// Type of output.weight
     #[arg(long, value_name = "TYPE", value_parser = parse_dtype)]
@@ -203,7 +215,16 @@ fn request(args: &Args, task: &Task) -> Result<Request> {
             rules.push(Rule::parse(word).map_err(|e| e.context(path.display()))?);
         }
     }
+    let importance = match &args.imatrix {
+        None => None,
+        Some(path) => {
+            let file = path.display().to_string();
+            let imatrix = Imatrix::read(path)?;
+            Some(Importance::new(&file, &imatrix, &args.include_weights, &args.exclude_weights)?)
+        }
+    };
     Ok(Request {
+        importance,
         pure: args.pure,
         leave_output: args.leave_output_tensor,
         output_type: args.output_tensor_type,

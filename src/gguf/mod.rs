@@ -16,6 +16,7 @@ mod writer;
 pub use metadata::Metadata;
 pub use split::{SPLIT_KEYS, shard_path};
 pub use value::{Array, Value};
+pub(crate) use writer::replace;
 pub use writer::{Sink, Staged, Writer};
 
 use crate::{Dtype, Result};

@@ -117,18 +117,7 @@ impl Writer {
         data: impl FnMut(&TensorInfo, &mut Sink) -> Result<()>,
     ) -> Result<Staged> {
         let path = path.as_ref();
-        let failed = |e| Error::io(path, &e);
-        // Renaming onto a link would replace the link.
-        let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-        if target.exists() && !target.is_file() {
-            bail!(Io, "{}: is no regular file, and cannot be replaced by one", path.display());
-        }
-        let (temporary, file) = Temporary::beside(&target).map_err(failed)?;
-        let mut out = BufWriter::with_capacity(1 << 20, file);
-        self.write_to(&path.display().to_string(), &mut out, data)?;
-        let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
-        file.sync_all().map_err(failed)?;
-        Ok(Staged { temporary, target })
+        stage(path, |out| self.write_to(&path.display().to_string(), out, data))
     }
 
     /// Writes the file to `out`, which messages call `name`, asking `data` for each tensor's bytes in turn.
@@ -225,6 +214,30 @@ impl Writer {
         }
         Ok(alignment)
     }
+}
+
+/// Writes `path` anew: `write` fills a file beside it, which is renamed when it is complete.
+///
+/// # Errors
+/// `Io` if it cannot be written, and whatever `write` returns; `path` is as it was then.
+pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    stage(path, write)?.commit()
+}
+
+/// As [`replace`], without the last step.
+fn stage(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<Staged> {
+    let failed = |e| Error::io(path, &e);
+    // Renaming onto a link would replace the link.
+    let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    if target.exists() && !target.is_file() {
+        bail!(Io, "{}: is no regular file, and cannot be replaced by one", path.display());
+    }
+    let (temporary, file) = Temporary::beside(&target).map_err(failed)?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    write(&mut out)?;
+    let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
+    file.sync_all().map_err(failed)?;
+    Ok(Staged { temporary, target })
 }
 
 /// How many arrays lie within each other.

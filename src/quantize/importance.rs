@@ -1,5 +1,6 @@
 //! What the columns of a model's matrices matter, as far as a request lets it count.
 
+use super::Imatrix;
 use crate::gguf::Value;
 use crate::{Result, bail};
 use std::collections::BTreeMap;
@@ -14,40 +15,22 @@ pub struct Importance {
 }
 
 impl Importance {
-    /// The `entries` of `file`, which was made from `dataset` in `n_chunks`: those whose names contain one of `include`, if
-    /// there is any, and none of `exclude`. The values are `[n_cols]`, or `[n_experts, n_cols]`.
+    /// What `imatrix`, which `file` holds, says of the tensors whose names contain one of `include`, if there is any, and
+    /// none of `exclude`.
     ///
     /// # Errors
-    /// `Format` for values that are negative or no numbers, `Usage` if nothing is left.
-    pub fn new(
-        file: &str,
-        dataset: Option<&str>,
-        n_chunks: usize,
-        entries: impl IntoIterator<Item = (String, Vec<f32>)>,
-        include: &[String],
-        exclude: &[String],
-    ) -> Result<Importance> {
+    /// `Usage` if nothing is left.
+    pub fn new(file: &str, imatrix: &Imatrix, include: &[String], exclude: &[String]) -> Result<Importance> {
         let any = |parts: &[String], name: &str| parts.iter().any(|part| name.contains(part.as_str()));
-        let mut values = BTreeMap::new();
-        for (name, of_tensor) in entries {
-            if exclude.is_empty() && include.is_empty()
-                || !include.is_empty() && any(include, &name)
-                || !exclude.is_empty() && !any(exclude, &name)
-            {
-                if let Some(i) = of_tensor.iter().position(|w| !w.is_finite() || *w < 0.0) {
-                    bail!(
-                        Format,
-                        "{file}: {name:?}: value {i} is {}, expected a finite one, not negative",
-                        of_tensor[i]
-                    );
-                }
-                values.insert(name, of_tensor);
-            }
-        }
+        let counts = |name: &str| (include.is_empty() || any(include, name)) && !any(exclude, name);
+        let kept = imatrix.entries().filter(|(name, _)| counts(name));
+        let values: BTreeMap<_, _> =
+            kept.map(|(name, entry)| (name.to_owned(), entry.means().collect::<Vec<f32>>())).collect();
         if values.is_empty() {
-            bail!(Usage, "{file}: no tensor is left of this importance matrix");
+            bail!(Usage, "{file}: no tensor is left of this importance matrix of {}", imatrix.len());
         }
-        Ok(Importance { values, file: file.to_owned(), dataset: dataset.map(str::to_owned), n_chunks })
+        let dataset = imatrix.datasets().first().cloned();
+        Ok(Importance { values, file: file.to_owned(), dataset, n_chunks: imatrix.n_chunks() })
     }
 
     /// Number of tensors.
