@@ -87,7 +87,13 @@ fn mixes_are_those_of_llama_quantize() {
             // All are F16 but vectors and the choice of experts.
             let is_f32 = shape.len() == 1;
             let dtype = match wanted {
-                _ if !may_quantize(tensor, shape) => if is_f32 { Dtype::F32 } else { Dtype::F16 },
+                _ if !may_quantize(tensor, shape) => {
+                    if is_f32 {
+                        Dtype::F32
+                    } else {
+                        Dtype::F16
+                    }
+                }
                 FileType::F32 | FileType::F16 | FileType::BF16 => wanted.dtype(),
                 _ => fitting(mix.next(tensor, shape).unwrap(), *shape.last().unwrap()),
             };
