@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod block;
+mod cache;
 pub mod interleave;
 pub mod kv;
 pub mod matmul;
