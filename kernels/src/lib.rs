@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod block;
+pub mod grid;
 pub mod interleave;
 pub mod kv;
 pub mod matmul;
