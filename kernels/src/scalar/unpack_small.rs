@@ -155,7 +155,7 @@ pub fn quants(dtype: Dtype, bytes: &[u8], q: &mut [i8; QK_K]) {
                     _ => (b.qh[i % 4], (i - 240) / 4),
                 };
                 const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
-                *q = (u16::from(byte.wrapping_mul(POWERS[n])) * 3 >> 8) as i8 - 1;
+                *q = ((u16::from(byte.wrapping_mul(POWERS[n])) * 3) >> 8) as i8 - 1;
             }
         }
         Dtype::TQ2_0 => {

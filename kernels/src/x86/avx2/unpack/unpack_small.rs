@@ -231,7 +231,7 @@ pub fn iq1_m<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let scales = [b.words(offset_of!(IQ1_M, scales)), b.words(offset_of!(IQ1_M, scales) + 4)];
     let nibbles = |v| _mm256_or_si256(bits(v, 12, 4), _mm256_slli_epi32::<4>(bits(v, 28, 4)));
     let [d, _] = halves(_mm256_or_si256(nibbles(scales[0]), _mm256_slli_epi32::<8>(nibbles(scales[1]))));
-    for h in 0..2 {
+    for (h, scales) in scales.into_iter().enumerate() {
         unrolled!(n in [0 1 2 3 4 5 6 7] {
             let g = 8 * h + n;
             let upper = b.words(offset_of!(IQ1_M, qh) + g / 4 * 4);
@@ -243,7 +243,7 @@ pub fn iq1_m<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
                 let points = eights(&grid::IQ1, _mm256_or_si256(bits(lower, 16 * (n % 2) + 8 * j, 8), high));
                 [q[2 * j], q[2 * j + 1]] = ternary(points, upper, at + 3);
             });
-            let scale = odd(d, bits(scales[h], 16 * (n / 4) + 3 * (n % 4), 3), 0.125);
+            let scale = odd(d, bits(scales, 16 * (n / 4) + 3 * (n % 4), 3), 0.125);
             unsigned::<4, 4>(out, b.half, 16 * i + g, q, scale, shifted(Dtype::IQ1_M, scale));
         });
     }
