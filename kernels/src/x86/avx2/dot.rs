@@ -14,9 +14,12 @@ pub fn dot(form: Form, panel: &Panel, n: usize, x: Columns<'_>, first: usize, ac
     unsafe {
         match form {
             Form::Unsigned { group: 32, bits: ..=4 } => tokens::<8, 8, UNSIGNED>(panel, n, x, first, acc),
-            Form::Unsigned { group: 32, .. } => tokens::<8, 4, UNSIGNED>(panel, n, x, first, acc),
+            Form::Unsigned { group: 32, bits: 5 } => tokens::<8, 4, UNSIGNED>(panel, n, x, first, acc),
+            Form::Unsigned { group: 32, bits: 6 } => tokens::<8, 2, UNSIGNED>(panel, n, x, first, acc),
+            Form::Unsigned { group: 32, .. } => tokens::<8, 1, UNSIGNED>(panel, n, x, first, acc),
             Form::Unsigned { bits: ..=5, .. } => tokens::<4, 4, UNSIGNED>(panel, n, x, first, acc),
-            Form::Unsigned { .. } => tokens::<4, 2, UNSIGNED>(panel, n, x, first, acc),
+            Form::Unsigned { bits: 6, .. } => tokens::<4, 2, UNSIGNED>(panel, n, x, first, acc),
+            Form::Unsigned { .. } => tokens::<4, 1, UNSIGNED>(panel, n, x, first, acc),
             Form::Signed if acc.len() >= WORTH_A_LOOK && narrow(panel, n) => {
                 tokens::<8, 1, NARROW>(panel, n, x, first, acc)
             }
@@ -71,7 +74,7 @@ impl<'a> Token<'a> {
 }
 
 /// Walks the tokens by tiles. `STEPS` times 4 columns share a scale; `CHAIN` products of pairs fit an i16: 8 for quants of
-/// up to 4 bits (8 · 2 · 15 · 127 < 2¹⁵), 4 for 5 bits, 2 for 6, 1 for signed ones, narrow or not.
+/// up to 4 bits (8 · 2 · 15 · 127 < 2¹⁵), 4 for 5 bits, 2 for 6, 1 for 7 and for signed ones, narrow or not.
 #[target_feature(enable = "avx2,fma")]
 fn tokens<const STEPS: usize, const CHAIN: usize, const KIND: u8>(
     panel: &Panel,

@@ -81,14 +81,15 @@ impl<const T: usize> Groups for Few<'_, T> {
         for t in 0..T {
             let at = self.first[t] + 4 * STEPS * group;
             let mut wide = _mm256_setzero_si256();
-            for c in 0..STEPS / CHAIN {
+            let chain = CHAIN.max(1);
+            for c in 0..STEPS / chain {
                 let mut narrow = _mm256_setzero_si256();
-                for (s, q) in q.iter().enumerate().skip(c * CHAIN).take(CHAIN) {
+                for (s, q) in q.iter().enumerate().skip(c * chain).take(chain) {
                     // SAFETY: the rows are as long as `n_cols`, so the group's columns lie within those of each token.
                     let x = unsafe { x.q.as_ptr().add(at + 4 * s).cast::<i32>().read_unaligned() };
                     let x = _mm256_set1_epi32(x);
                     let pairs = match CHAIN {
-                        1 => _mm256_maddubs_epi16(_mm256_abs_epi8(*q), _mm256_sign_epi8(x, *q)),
+                        0 => _mm256_maddubs_epi16(_mm256_abs_epi8(*q), _mm256_sign_epi8(x, *q)),
                         _ => _mm256_maddubs_epi16(*q, x),
                     };
                     narrow = _mm256_add_epi16(narrow, pairs);
@@ -103,7 +104,7 @@ impl<const T: usize> Groups for Few<'_, T> {
             let acc = &mut self.acc[t][0];
             let scale = _mm256_mul_ps(scale, _mm256_set1_ps(scale_x));
             *acc = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(wide), *acc);
-            if CHAIN > 1 {
+            if CHAIN > 0 {
                 *acc = _mm256_fnmadd_ps(min, _mm256_set1_ps(sum), *acc);
             }
         }

@@ -67,6 +67,8 @@ macro_rules! unrolled {
     };
 }
 
+mod unpack_small;
+
 /// Takes the groups of 16 rows of quantized weights, of one half of the rows and the other in turn.
 pub(super) trait Groups {
     /// Whether the rows are read as fast as memory gives them, and ought to be asked for ahead.
@@ -76,7 +78,7 @@ pub(super) trait Groups {
     fn turn(&mut self) {}
 
     /// Group `group` of the rows of half `half`: `STEPS` times 4 columns. `CHAIN` products of pairs of its quants fit an
-    /// i16; 1 marks quants that are signed and have no min.
+    /// i16; 0 marks quants that are signed and have no min.
     ///
     /// # Safety
     /// The processor must have AVX2 and FMA.
@@ -119,7 +121,7 @@ impl Groups for Panel {
             store(&mut to.as_chunks_mut().0[half], q);
         }
         store_floats(&mut self.scale[group].as_chunks_mut().0[half], scale);
-        if CHAIN > 1 {
+        if CHAIN > 0 {
             store_floats(&mut self.min[group].as_chunks_mut().0[half], min);
         }
     }
@@ -256,6 +258,14 @@ impl<'a, const INTERLEAVED: bool> Block<'a, INTERLEAVED> {
         _mm_setr_epi16(load(0), load(1), load(2), load(3), load(4), load(5), load(6), load(7))
     }
 
+    /// The byte at `at` of each row.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn singles(&self, at: usize) -> __m128i {
+        let bytes = if INTERLEAVED { *self.units(at) } else { std::array::from_fn(|r| self.bytes::<1>(r, at)[0]) };
+        _mm_cvtsi64_si128(i64::from_le_bytes(bytes))
+    }
+
     /// The F16 at `at` of each row.
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
@@ -339,6 +349,17 @@ pub(super) fn groups<const P: bool, S: Groups>(dtype: Dtype, rows: &Rows<'_, P>,
         Dtype::Q5_K => blocks(Dtype::Q5_K, rows, out, |b, i, out| q5_k(b, i, out)),
         Dtype::Q6_K => blocks(Dtype::Q6_K, rows, out, |b, i, out| q6_k(b, i, out)),
         Dtype::IQ4_XS => blocks(Dtype::IQ4_XS, rows, out, |b, i, out| iq4_xs(b, i, out)),
+        Dtype::IQ2_XXS => blocks(Dtype::IQ2_XXS, rows, out, |b, i, out| unpack_small::iq2_xxs(b, i, out)),
+        Dtype::IQ2_XS => blocks(Dtype::IQ2_XS, rows, out, |b, i, out| unpack_small::iq2_xs(b, i, out)),
+        Dtype::IQ2_S => blocks(Dtype::IQ2_S, rows, out, |b, i, out| unpack_small::iq2_s(b, i, out)),
+        Dtype::IQ3_XXS => blocks(Dtype::IQ3_XXS, rows, out, |b, i, out| unpack_small::iq3_xxs(b, i, out)),
+        Dtype::IQ3_S => blocks(Dtype::IQ3_S, rows, out, |b, i, out| unpack_small::iq3_s(b, i, out)),
+        Dtype::IQ1_S => blocks(Dtype::IQ1_S, rows, out, |b, i, out| unpack_small::iq1_s(b, i, out)),
+        Dtype::IQ1_M => blocks(Dtype::IQ1_M, rows, out, |b, i, out| unpack_small::iq1_m(b, i, out)),
+        Dtype::TQ1_0 => blocks(Dtype::TQ1_0, rows, out, |b, i, out| unpack_small::tq1_0(b, i, out)),
+        Dtype::TQ2_0 => blocks(Dtype::TQ2_0, rows, out, |b, i, out| unpack_small::tq2_0(b, i, out)),
+        Dtype::MXFP4 => blocks(Dtype::MXFP4, rows, out, |b, i, out| unpack_small::mxfp4(b, i, out)),
+        Dtype::NVFP4 => blocks(Dtype::NVFP4, rows, out, |b, i, out| unpack_small::nvfp4(b, i, out)),
         _ => unreachable!("{dtype} has no quants"),
     }
 }
@@ -385,7 +406,7 @@ fn unsigned<const STEPS: usize, const CHAIN: usize>(
 #[target_feature(enable = "avx2,fma")]
 fn signed(out: &mut impl Groups, half: usize, group: usize, q: [__m256i; 8], scale: __m256) {
     // SAFETY: this function runs on processors with AVX2 and FMA only.
-    unsafe { out.take::<8, 1>(half, group, q, scale, _mm256_setzero_ps()) }
+    unsafe { out.take::<8, 0>(half, group, q, scale, _mm256_setzero_ps()) }
 }
 
 #[inline]
