@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Tokens of a stretch, as for `mmq perplexity`.
+/// Most tokens of a stretch, as for `mmq perplexity`.
 const N_CTX: usize = 512;
 
 /// The original and the text, checked before hours are spent on quantizing.
@@ -31,9 +31,13 @@ impl Comparison {
         let in_flag = |e: Error| e.context("--measure");
         let options = EngineOptions { n_threads, ..EngineOptions::default() };
         let original = Arc::new(Engine::load(original, None, &options).map_err(in_flag)?);
-        let n_ctx = N_CTX.min(original.n_ctx_train());
+        let text = read_text(text)?;
+        let text = text.trim_end_matches('\n');
+        // A text shorter than two stretches makes shorter ones.
+        let n_tokens = original.tokenizer().encode(text, true, false).len();
+        let n_ctx = N_CTX.min(original.n_ctx_train()).min(n_tokens / 2);
         let cut = Cut { n_ctx, stride: None, n_chunks: usize::try_from(n_chunks).ok() };
-        let stretches = Stretch::cut(&original, read_text(text)?.trim_end_matches('\n'), &cut).map_err(in_flag)?;
+        let stretches = Stretch::cut(&original, text, &cut).map_err(in_flag)?;
         Ok(Comparison { original, stretches, n_ctx })
     }
 
