@@ -9,6 +9,7 @@ use crate::{Dtype, Error, Result, bail};
 use mmq_kernels::panel::PANEL_ROWS;
 use mmq_kernels::{Layout, Team, Weights, interleave, kernels, round};
 use std::cell::RefCell;
+use std::sync::Arc;
 
 /// What a vision encoder and its projector compute with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +52,7 @@ pub struct Loading<'a> {
 /// A matrix of any runnable type: `[n_rows, n_cols]`, rows are output features. Left where it is stored, or made at load.
 #[derive(Clone)]
 pub struct Weight {
+    name: Arc<str>,
     dtype: Dtype,
     layout: Layout,
     n_rows: usize,
@@ -59,10 +61,15 @@ pub struct Weight {
 }
 
 impl Weight {
-    /// A matrix made at load: `data` holds `n_rows · dtype.row_bytes(n_cols)` bytes in `layout`.
-    pub fn made(dtype: Dtype, layout: Layout, n_rows: usize, n_cols: usize, data: Vec<u8>) -> Weight {
-        assert_eq!(dtype.row_bytes(n_cols).map(|n| n * n_rows), Some(data.len()));
-        Weight { dtype, layout, n_rows, n_cols, bytes: Bytes::from(data) }
+    /// `stored` in another form: `data` holds `n_rows · dtype.row_bytes(n_cols)` bytes in `layout`.
+    fn made(stored: &Weight, dtype: Dtype, layout: Layout, data: Vec<u8>) -> Weight {
+        assert_eq!(dtype.row_bytes(stored.n_cols).map(|n| n * stored.n_rows), Some(data.len()));
+        Weight { dtype, layout, bytes: Bytes::from(data), ..stored.clone() }
+    }
+
+    /// The name of the tensor that it is.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
     }
 
     /// Output features.
@@ -183,7 +190,7 @@ impl<'a> Loader<'a> {
             );
         }
         let bytes = self.gguf.bytes(info);
-        Ok(Weight { dtype: info.dtype, layout: info.layout, n_rows, n_cols, bytes })
+        Ok(Weight { name: name.into(), dtype: info.dtype, layout: info.layout, n_rows, n_cols, bytes })
     }
 
     /// As [`Loader::weight`], for a layer of a vision encoder or projector: in [`Loading::vision`] precision. Rows that are no
@@ -197,7 +204,7 @@ impl<'a> Loader<'a> {
                 let stored = self.matrix(name, n_rows, n_cols)?;
                 let data = round::to_q8_0(team, stored.view(), round::Steps::of(kernels().level));
                 stored.give_back();
-                Ok(Weight::made(Dtype::Q8_0, Layout::Panels, n_rows, n_cols, data))
+                Ok(Weight::made(&stored, Dtype::Q8_0, Layout::Panels, data))
             }
             _ => self.weight(name, n_rows, n_cols),
         }

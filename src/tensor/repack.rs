@@ -50,6 +50,6 @@ impl<'a> Repack<'a> {
             out[panels..].copy_from_slice(&from[panels..]);
             Ok(())
         })?;
-        Ok(Weight { layout: Layout::Panels, bytes, ..*weight })
+        Ok(Weight { layout: Layout::Panels, bytes, ..weight.clone() })
     }
 }
