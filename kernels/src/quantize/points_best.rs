@@ -328,7 +328,7 @@ fn block<V: Lanes, const D: usize>(spec: &Spec, set: &Set, units: &[Unit; 32]) -
     let nearest_code =
         |scale: f32, d: f32| ((scale / d - 1.0) * 0.5).round_ties_even().clamp(0.0, f32::from(spec.highest)) as u8;
     let top = groups.iter().fold(0.0, |top: f32, g| top.max(g.scale)) / odd_multiple(spec.highest);
-    if !(top > 0.0) {
+    if top == 0.0 {
         return finish::<D>(spec, units, 0.0, groups);
     }
     // The factor at which the scales are nearest to multiples.

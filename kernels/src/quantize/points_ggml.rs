@@ -183,11 +183,11 @@ fn signed<const D: usize>(dtype: Dtype, set: &Set, x: &[f32; QK_K], importance: 
                 None => (spec.plain)(x * x, mean),
             };
             roots[i] = w[i].sqrt();
-            a[i] = if *x >= 0.0 { *x } else { -x };
+            a[i] = x.abs();
         }
         let mut group_signs = [0_u8; 4];
         for (k, x) in x.as_chunks::<8>().0.iter().enumerate() {
-            let mut signs = (0..8).map(|i| u8::from(!(x[i] >= 0.0)) << i).sum::<u8>();
+            let mut signs = (0..8).map(|i| u8::from(x[i] < 0.0) << i).sum::<u8>();
             if spec.even && signs.count_ones() % 2 == 1 {
                 let cost = |i: usize| w[8 * k + i] * x[i] * x[i];
                 let least = (1..8).fold(0, |least, i| if cost(i) < cost(least) { i } else { least });
@@ -197,7 +197,7 @@ fn signed<const D: usize>(dtype: Dtype, set: &Set, x: &[f32; QK_K], importance: 
             group_signs[k] = signs;
         }
         let max = a.iter().fold(a[0], |max, a| if *a > max { *a } else { max });
-        if !(max >= spec.least) {
+        if max < spec.least {
             continue;
         }
         let (a_points, w_points) = (a.as_chunks::<D>().0, roots.as_chunks::<D>().0);
@@ -209,7 +209,7 @@ fn signed<const D: usize>(dtype: Dtype, set: &Set, x: &[f32; QK_K], importance: 
         if dtype == Dtype::IQ2_XXS {
             scale = positive(a, w, base(D) as i32 + 1);
             reach = scale * (base(D) as f32);
-            if !(reach > 0.0) {
+            if reach <= 0.0 {
                 continue;
             }
         }
@@ -275,7 +275,7 @@ fn factor(chosen: &mut Chosen, scales: &[f32; 16], highest: i32) -> f32 {
 /// The scale of the nearest multiples up to `highest` of positive weights, after some attempts to lessen the error.
 fn positive(x: &[f32], w: &[f32], highest: i32) -> f32 {
     let max = x.iter().fold(0.0, |max: f32, x| if *x > max { *x } else { max });
-    if !(max >= 1e-15) {
+    if max < 1e-15 {
         return 0.0;
     }
     let level = |x: f32, inverse: f32| nearest(inverse * x).min(highest);
@@ -362,7 +362,7 @@ fn ternary(spec: Ternary, set: &Set, x: &[f32; QK_K], importance: Option<&[f32; 
         let w: [f32; 32] = std::array::from_fn(|i| if i < group { weight(first + i) } else { 0.0 });
         let points = &mut chosen.points[first / 8..][..group / 8];
         let max = x.iter().fold(0.0, |max: f32, x| if x.abs() > max { x.abs() } else { max });
-        if !(max >= least) {
+        if max < least {
             continue;
         }
         let mut order: [usize; 32] = std::array::from_fn(|i| i);
