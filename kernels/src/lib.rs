@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod block;
+mod cache;
 pub mod grid;
 pub mod interleave;
 pub mod kv;

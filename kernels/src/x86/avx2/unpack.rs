@@ -69,8 +69,14 @@ macro_rules! unrolled {
 
 mod unpack_small;
 
-/// Takes the groups of 16 rows of quantized weights.
+/// Takes the groups of 16 rows of quantized weights, of one half of the rows and the other in turn.
 pub(super) trait Groups {
+    /// Whether the rows are read as fast as memory gives them, and ought to be asked for ahead.
+    const STREAMS: bool;
+
+    /// The other half of the rows is next.
+    fn turn(&mut self) {}
+
     /// Group `group` of the rows of half `half`: `STEPS` times 4 columns. `CHAIN` products of pairs of its quants fit an
     /// i16; 0 marks quants that are signed and have no min.
     ///
@@ -88,7 +94,7 @@ pub(super) trait Groups {
 
 /// Takes the columns of 16 rows of float weights.
 pub(super) trait FloatColumns {
-    /// Whether the rows are read as fast as memory gives them, and ought to be asked for ahead.
+    /// As [`Groups::STREAMS`].
     const STREAMS: bool;
 
     /// Column `column` of the rows of half `half`.
@@ -99,6 +105,8 @@ pub(super) trait FloatColumns {
 }
 
 impl Groups for Panel {
+    const STREAMS: bool = false;
+
     #[inline]
     #[target_feature(enable = "avx2,fma")]
     unsafe fn take<const STEPS: usize, const CHAIN: usize>(
@@ -152,46 +160,17 @@ impl<'a> Rows<'a, true> {
 }
 
 impl<const INTERLEAVED: bool> Rows<'_, INTERLEAVED> {
-    /// What asks for the bytes that follow byte `at` of these rows, `bytes` of all of them at a time.
-    pub fn ahead(&self, at: usize, bytes: usize) -> Ahead {
-        let start = self.start[0];
-        match INTERLEAVED {
-            true => Ahead { next: start.wrapping_add(PANEL_ROWS * at + 4096), rows: 1, skip: 0, row: 0, bytes, due: 0 },
-            false => {
-                let (rows, skip) = (PANEL_ROWS, self.len);
-                Ahead { next: start.wrapping_add(rows * skip + at), rows, skip, row: 0, bytes, due: 0 }
-            }
-        }
-    }
-}
-
-/// Asks for memory ahead of its use, little by little: a processor has few slots for lines that are on their way.
-pub(super) struct Ahead {
-    /// Where the next line is, in the first row.
-    next: *const u8,
-    /// How many rows lines are taken from in turn, and how far apart those are: all of a panel, a few pages on; or of
-    /// rows that lie apart, the 16 that follow.
-    rows: usize,
-    skip: usize,
-    /// The next row.
-    row: usize,
-    /// What is read meanwhile, each time, and how much of that has not been asked for.
-    bytes: usize,
-    due: usize,
-}
-
-impl Ahead {
-    /// Asks for as much as is read meanwhile.
+    /// Asks for what follows bytes `at..at + size` of the rows: in a panel, a page on; for rows apart, the same bytes of
+    /// the next 16 rows.
     #[inline]
-    pub fn go(&mut self) {
-        self.due += self.bytes;
-        while self.due >= 64 {
-            touch(self.next.wrapping_add(self.row * self.skip));
-            self.due -= 64;
-            self.row += 1;
-            if self.row == self.rows {
-                self.row = 0;
-                self.next = self.next.wrapping_add(64);
+    fn ahead(&self, at: usize, size: usize) {
+        const AHEAD: usize = 4096;
+        if INTERLEAVED {
+            let (at, size) = (PANEL_ROWS * at + AHEAD, PANEL_ROWS * size);
+            (0..size).step_by(64).for_each(|i| touch(self.start[0].wrapping_add(at + i)));
+        } else {
+            for line in at.div_ceil(64)..(at + size).div_ceil(64) {
+                self.start.iter().for_each(|row| touch(row.wrapping_add(PANEL_ROWS * self.len + 64 * line)));
             }
         }
     }
@@ -396,8 +375,14 @@ fn blocks<const P: bool, S: Groups>(
 ) {
     let size = dtype.block().1;
     for i in 0..rows.len / size {
-        f(Block::new(rows, i * size, size, 0), i, out);
-        f(Block::new(rows, i * size, size, 1), i, out);
+        if S::STREAMS {
+            rows.ahead(i * size, size);
+        }
+        // One call for both halves: two would not be inlined, and the sums would live in memory.
+        for half in 0..2 {
+            f(Block::new(rows, i * size, size, half), i, out);
+            out.turn();
+        }
     }
 }
 
@@ -699,11 +684,10 @@ fn eights<'a, const P: bool, S: FloatColumns>(
     eight: impl Fn(Block<'a, P>) -> [__m256; 8],
     one: impl Fn(Block<'a, P>) -> __m256,
 ) {
-    let mut ahead = rows.ahead(first * size, PANEL_ROWS * 8 * size);
     for c in (0..n / 8 * 8).step_by(8) {
         let at = (first + c) * size;
         if S::STREAMS {
-            ahead.go();
+            rows.ahead(at, 8 * size);
         }
         for half in 0..2 {
             for (i, v) in eight(Block::new(rows, at, 8 * size, half)).into_iter().enumerate() {
