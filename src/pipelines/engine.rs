@@ -8,7 +8,7 @@ use crate::gguf::Gguf;
 use crate::media::Filter;
 use crate::media::Image;
 use crate::media::preprocess::Fit;
-use crate::ops::{Cx, Trace};
+use crate::ops::{Collector, Cx, Trace};
 use crate::tensor::{Loader, Loading, Precision, Prepare};
 use crate::text::template::{IMAGE_MARKER, Message};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -270,13 +270,25 @@ impl Engine {
         &self,
         image: &Image,
         cancel: Option<&super::Cancel>,
+        progress: Option<&mut dyn FnMut(f32)>,
+    ) -> Result<Arc<EncodedImage>> {
+        self.encode_collecting(image, cancel, progress, None)
+    }
+
+    /// [`Engine::encode_image`]; what goes into the matrices is summed up in `collector`, if there is one.
+    pub(super) fn encode_collecting(
+        &self,
+        image: &Image,
+        cancel: Option<&super::Cancel>,
         mut progress: Option<&mut dyn FnMut(f32)>,
+        collector: Option<&mut Collector>,
     ) -> Result<Arc<EncodedImage>> {
         let mut activations = Activations::default();
         let mut report = |done: f32| progress.iter_mut().for_each(|progress| progress(done));
         let mut cx = Cx::new(&self.device, &mut activations);
         cx.cancel = cancel.map(super::Cancel::flag);
         cx.progress = Some(&mut report);
+        cx.collector = collector;
         self.encode(&mut cx, image, "")
     }
 

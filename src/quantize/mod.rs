@@ -7,8 +7,10 @@ mod imatrix;
 mod importance;
 pub mod mix;
 mod plan;
+mod statistics;
 
 pub use file_type::FileType;
 pub use imatrix::{Entry, Imatrix};
 pub use importance::Importance;
 pub use plan::{Goal, Plan, Planned, Request, Rule, floor, parse_dtype, parse_override};
+pub use statistics::{LayerStatistics, Statistics};

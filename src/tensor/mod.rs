@@ -9,6 +9,7 @@ use crate::{Dtype, Error, Result, bail};
 use mmq_kernels::panel::PANEL_ROWS;
 use mmq_kernels::{Layout, Weights, interleave, kernels};
 use std::cell::RefCell;
+use std::sync::Arc;
 
 /// What a vision encoder and its projector compute with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +52,7 @@ pub struct Loading<'a> {
 /// A matrix of any runnable type: `[n_rows, n_cols]`, rows are output features. Left where it is stored, or made at load.
 #[derive(Clone)]
 pub struct Weight {
+    name: Arc<str>,
     dtype: Dtype,
     layout: Layout,
     n_rows: usize,
@@ -59,6 +61,11 @@ pub struct Weight {
 }
 
 impl Weight {
+    /// The name of the tensor that it is.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
     /// Output features.
     pub fn n_rows(&self) -> usize {
         self.n_rows
@@ -174,7 +181,7 @@ impl<'a> Loader<'a> {
             );
         }
         let bytes = self.gguf.bytes(info);
-        Ok(Weight { dtype: info.dtype, layout: info.layout, n_rows, n_cols, bytes })
+        Ok(Weight { name: name.into(), dtype: info.dtype, layout: info.layout, n_rows, n_cols, bytes })
     }
 
     /// As [`Loader::weight`], for a layer of a vision encoder or projector: in [`Loading::vision`] precision. Rows that are no

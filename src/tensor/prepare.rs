@@ -75,6 +75,6 @@ impl<'a> Prepare<'a> {
             }
             Ok(())
         })?;
-        Ok(Weight { dtype, layout: Layout::Panels, bytes, ..*weight })
+        Ok(Weight { dtype, layout: Layout::Panels, bytes, ..weight.clone() })
     }
 }
