@@ -206,11 +206,11 @@ pub fn fitting(dtype: Dtype, n_cols: usize) -> Dtype {
     if next.row_bytes(n_cols).is_some() { next } else { F16 }
 }
 
-/// Whether weights of this type are noise without an importance matrix.
-pub fn needs_importance(dtype: Dtype, wanted: Option<FileType>) -> bool {
-    use Dtype::*;
-    matches!(dtype, IQ3_XXS | IQ2_XXS | IQ2_XS | IQ2_S | IQ1_M | IQ1_S)
-        || dtype == Q2_K && wanted == Some(FileType::Q2_K_S)
+/// Whether llama-quantize refuses to write a tensor in this type without importance: the result is poor. Tables of tokens
+/// and output matrices, which an importance matrix seldom knows, are let pass.
+pub fn needs_importance(name: &str, dtype: Dtype, wanted: Option<FileType>) -> bool {
+    !matches!(Role::of(name), Role::TokenEmbd | Role::Output)
+        && (dtype.wants_importance() || dtype == Dtype::Q2_K && wanted == Some(FileType::Q2_K_S))
 }
 
 /// Goes through the tensors of a model, in llama.cpp's order, and says which type each gets.

@@ -349,9 +349,7 @@ impl Plan {
             if !t.to.is_quantizable() {
                 return error(ErrorKind::Unsupported, t, format!("{} cannot be written yet", t.to));
             }
-            // Tables of tokens are rarely in an importance matrix, and Q2_K does without.
-            let is_end = matches!(t.name.as_str(), "output.weight" | "token_embd.weight");
-            if needs_importance(t.to, wanted) && !t.has_importance && !(is_end && t.to == Dtype::Q2_K) {
+            if needs_importance(&t.name, t.to, wanted) && !t.has_importance {
                 let why = if self.has_importance {
                     format!("{} needs importance, and the matrix that was given has none for it", t.to)
                 } else {
