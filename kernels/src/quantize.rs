@@ -2,8 +2,10 @@
 //! [`crate::Kernels::quantize`].
 
 mod batch;
+mod best;
 mod ggml;
 pub(crate) mod lanes;
+mod least;
 mod pack;
 mod reference;
 
@@ -52,7 +54,7 @@ pub fn quantize(dtype: Dtype, search: Search, x: &[f32], n_cols: usize, importan
 /// Rows to blocks of a type that is no plain float, on lanes `V`: what every level's entry does.
 pub(crate) fn quantize_on<V: Lanes>(
     dtype: Dtype,
-    _search: Search,
+    search: Search,
     x: &[f32],
     n_cols: usize,
     importance: Option<&[f32]>,
@@ -66,20 +68,18 @@ pub(crate) fn quantize_on<V: Lanes>(
     ) {
         V::call(Rows::<F, W> { x, n_cols, importance, out, format: PhantomData });
     }
-    let rows = match dtype {
-        Dtype::Q4_0 => rows::<V, reference::Q4_0, 32>,
-        Dtype::Q4_1 => rows::<V, reference::Q4_1, 32>,
-        Dtype::Q5_0 => rows::<V, reference::Q5_0, 32>,
-        Dtype::Q5_1 => rows::<V, reference::Q5_1, 32>,
-        Dtype::Q8_0 => rows::<V, reference::Q8_0, 32>,
-        Dtype::Q2_K => rows::<V, reference::Q2_K, 256>,
-        Dtype::Q3_K => rows::<V, reference::Q3_K, 256>,
-        Dtype::Q4_K => rows::<V, reference::Q4_K, 256>,
-        Dtype::Q5_K => rows::<V, reference::Q5_K, 256>,
-        Dtype::Q6_K => rows::<V, reference::Q6_K, 256>,
-        Dtype::IQ4_NL => rows::<V, reference::IQ4_NL, 32>,
-        Dtype::IQ4_XS => rows::<V, reference::IQ4_XS, 256>,
-        other => unreachable!("weights are not written in {other}"),
+    macro_rules! formats {
+        ($($name:ident $w:literal,)*) => {
+            match (dtype, search) {
+                $((Dtype::$name, Search::Best) => rows::<V, least::$name, $w>,
+                (Dtype::$name, Search::Ggml) => rows::<V, reference::$name, $w>,)*
+                _ => unreachable!("weights are not written in {dtype}"),
+            }
+        };
+    }
+    let rows = formats! {
+        Q4_0 32, Q4_1 32, Q5_0 32, Q5_1 32, Q8_0 32, IQ4_NL 32,
+        Q2_K 256, Q3_K 256, Q4_K 256, Q5_K 256, Q6_K 256, IQ4_XS 256,
     };
     rows(x, n_cols, importance, out);
 }

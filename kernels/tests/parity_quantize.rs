@@ -107,3 +107,51 @@ fn rows_stand_alone() {
         }
     }
 }
+
+/// Squared errors of the blocks of `x`, summed up.
+fn error(table: &Kernels, dtype: Dtype, x: &[f32], w: Option<&[f32]>, n_cols: usize, search: Search) -> f64 {
+    let blocks = write(table, dtype, search, x, n_cols, w);
+    let mut y = vec![0.0; x.len()];
+    (table.dequantize)(dtype, &blocks, &mut y);
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let mut sum = 0.0;
+    // Row by row, as the importance weighs together with the weights' own size.
+    for (x, y) in x.chunks(256).zip(y.chunks(256)) {
+        let mean = x.iter().map(|x| square(*x)).sum::<f64>() / 256.0;
+        for (i, (x, y)) in x.iter().zip(y).enumerate() {
+            let weight = w.map_or(1.0, |w| f64::from(w[i]) * (mean + square(*x)).sqrt());
+            sum += weight * square(x - y);
+        }
+    }
+    sum
+}
+
+/// The default search leaves less error than ggml's.
+#[test]
+fn best_is_better() {
+    let mut random = Random(33);
+    let table = setup::tables().pop().unwrap();
+    let laplace = |random: &mut Random| {
+        let u = (random.next() >> 40) as f32 / (1 << 24) as f32;
+        0.02 * (1.0 - u).ln() * if random.next().is_multiple_of(2) { 1.0 } else { -1.0 }
+    };
+    for dtype in Dtype::QUANTIZABLE.into_iter().filter(|d| d.block().0 > 1) {
+        for kind in ["normal", "laplace", "outliers", "one-sided"] {
+            let x: Vec<f32> = (0..32 * 256)
+                .map(|_| match kind {
+                    "normal" => normal(&mut random) * 0.02,
+                    "laplace" => laplace(&mut random),
+                    "outliers" => laplace(&mut random) * if random.next().is_multiple_of(61) { 10.0 } else { 1.0 },
+                    _ => normal(&mut random).abs() + 0.3,
+                })
+                .collect();
+            let w: Vec<f32> = (0..256).map(|_| normal(&mut random).powi(2) + 1e-3).collect();
+            for w in [None, Some(&w[..])] {
+                let [best, ggml] = [Search::Best, Search::Ggml].map(|s| error(&table, dtype, &x, w, 256, s));
+                let with = if w.is_some() { "with importance" } else { "" };
+                println!("{dtype} {kind} {with}: {:.4} of ggml's error", best / ggml);
+                assert!(best <= ggml, "{dtype} {kind} {with}: {best:e}, ggml {ggml:e}");
+            }
+        }
+    }
+}

@@ -4,6 +4,7 @@
 //! meet, so that a block's bytes depend neither on the width of the vectors nor on the other blocks, and each operation
 //! is an IEEE one without contraction: all levels give the same bits.
 
+use half::f16;
 use std::ops::{Add, Div, Mul, Sub};
 
 /// The widest vector.
@@ -53,6 +54,10 @@ pub(crate) trait Lanes:
     /// The integer in the low bits of `self + 1.5 · 2²³`: the nearest one up to 2²² in magnitude, and what ggml gets beyond.
     /// 0 for NaN.
     fn low_bits(self) -> Self;
+    /// F16 bits, to nearest even; only the first `N` mean something. NaN gets one pattern.
+    fn to_f16(self) -> [u16; MAX_LANES];
+    /// The first `N` floats of F16 bits.
+    fn from_f16(bits: &[u16; MAX_LANES]) -> Self;
     /// Runs a task compiled for this instruction set, as a function of its own.
     fn call<T: Task>(task: T) -> T::Output;
 
@@ -66,6 +71,12 @@ pub(crate) trait Lanes:
     #[inline(always)]
     fn clamp(self, low: f32, high: f32) -> Self {
         self.max(Self::splat(low)).min(Self::splat(high))
+    }
+
+    /// The nearest numbers of F16.
+    #[inline(always)]
+    fn half(self) -> Self {
+        Self::from_f16(&self.to_f16())
     }
 
     /// `self` where `mask` holds, and else 0.
@@ -189,6 +200,18 @@ impl Lanes for Plain {
             let bits = (x + 12_582_912.0).to_bits() & 0x7f_ffff;
             if x.is_nan() { 0.0 } else { (bits as i32 - 0x40_0000) as f32 }
         })
+    }
+    #[inline(always)]
+    fn to_f16(self) -> [u16; MAX_LANES] {
+        let mut bits = [0; MAX_LANES];
+        for (bits, x) in bits.iter_mut().zip(self.0) {
+            *bits = if x.is_nan() { f16::NAN } else { f16::from_f32(x) }.to_bits();
+        }
+        bits
+    }
+    #[inline(always)]
+    fn from_f16(bits: &[u16; MAX_LANES]) -> Plain {
+        Plain(std::array::from_fn(|l| f16::from_bits(bits[l]).to_f32()))
     }
     #[inline(always)]
     fn call<T: Task>(task: T) -> T::Output {

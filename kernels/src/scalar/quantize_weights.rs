@@ -22,7 +22,8 @@ pub fn quantize_weights(
     }
 }
 
-fn each<const N: usize>(x: &[f32], out: &mut [u8], to_bytes: impl Fn(f32) -> [u8; N]) {
+#[inline(always)]
+pub(crate) fn each<const N: usize>(x: &[f32], out: &mut [u8], to_bytes: impl Fn(f32) -> [u8; N]) {
     for (x, out) in x.iter().zip(out.as_chunks_mut::<N>().0) {
         *out = to_bytes(*x);
     }
