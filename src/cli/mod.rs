@@ -2,6 +2,7 @@
 
 mod arguments;
 mod bench;
+mod convert;
 mod image_tokens;
 mod inspect;
 mod pack;
@@ -31,6 +32,7 @@ enum Command {
     Run(Box<run::Args>),
     Bench(Box<bench::Args>),
     Perplexity(Box<perplexity::Args>),
+    Convert(convert::Args),
     Inspect(inspect::Args),
     Pack(pack::Args),
     Tokenize(tokenize::Args),
@@ -96,6 +98,7 @@ fn start(matches: &ArgMatches, notes: Vec<String>) -> Result<()> {
         Command::Run(args) => run::run(&args, &notes),
         Command::Bench(args) => bench::run(&args, &notes),
         Command::Perplexity(args) => perplexity::run(&args, &notes),
+        Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Pack(args) => pack::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
