@@ -262,6 +262,8 @@ fn plan(options: &Options<'_>) -> Result<Vec<Plan>> {
     }
     check_unused(&checkpoint, &used)?;
     if let Some(base) = &base_checkpoint {
+        // Another projector of the same language model's is not wanted.
+        used.extend(base.tensors.keys().filter(|name| name.contains("mm_projector.")).cloned());
         check_unused(base, &used)?;
     }
     if let Some(text) = plans.iter_mut().find(|plan| plan.part.half == Half::Text) {
