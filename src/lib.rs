@@ -36,6 +36,7 @@ pub mod gguf;
 pub mod media;
 pub mod ops;
 pub mod pipelines;
+pub mod quantize;
 pub mod tensor;
 pub mod text;
 

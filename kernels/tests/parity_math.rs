@@ -456,7 +456,7 @@ fn rotation_is_the_walsh_hadamard_matrix() {
         for (i, y) in y.iter().enumerate() {
             let block = &x[i / n * n..][..n];
             let signed =
-                |(j, x): (usize, &f32)| f64::from(*x) * if (i % n & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                |(j, x): (usize, &f32)| f64::from(*x) * if ((i % n) & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
             let want = block.iter().enumerate().map(signed).sum::<f64>() / (n as f64).sqrt();
             assert!((f64::from(*y) - want).abs() < 3e-6, "{len}: {y} {want}");
         }

@@ -15,6 +15,7 @@ mod writer;
 
 pub use metadata::Metadata;
 pub use value::{Array, Value};
+pub(crate) use writer::replace;
 pub use writer::{Sink, Writer};
 
 use crate::{Dtype, Result};

@@ -1,22 +1,24 @@
 //! Floats to blocks, chosen by type.
 
+use crate::quantize::lanes::Plain;
+use crate::quantize::quantize_on;
 use crate::{Dtype, Search};
 use half::{bf16, f16};
 
 /// See [`crate::quantize::quantize`], which has checked the arguments.
 pub fn quantize_weights(
     dtype: Dtype,
-    _search: Search,
+    search: Search,
     x: &[f32],
-    _n_cols: usize,
-    _importance: Option<&[f32]>,
+    n_cols: usize,
+    importance: Option<&[f32]>,
     out: &mut [u8],
 ) {
     match dtype {
         Dtype::F32 => each(x, out, f32::to_le_bytes),
         Dtype::F16 => each(x, out, |x| f16::from_f32(x).to_le_bytes()),
         Dtype::BF16 => each(x, out, |x| bf16::from_f32(x).to_le_bytes()),
-        other => unreachable!("weights are not written in {other}"),
+        _ => quantize_on::<Plain>(dtype, search, x, n_cols, importance, out),
     }
 }
 

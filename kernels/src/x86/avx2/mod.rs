@@ -11,6 +11,7 @@ mod elementwise;
 mod few;
 mod norm;
 mod quantize;
+mod quantize_weights;
 mod rope;
 mod softmax;
 mod unpack;
@@ -27,6 +28,7 @@ pub(super) fn extend(table: &mut Kernels) {
     table.unpack_float = unpack::unpack_float;
     table.prefetch = unpack::prefetch;
     table.quantize = quantize::quantize;
+    table.quantize_weights = quantize_weights::quantize_weights;
     table.dot = dot::dot;
     table.dot_float = dot::dot_float;
     table.dot_few = few::dot_few;

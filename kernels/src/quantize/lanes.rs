@@ -1,0 +1,197 @@
+//! Vectors of floats whose lanes are blocks: what the searches for quantized blocks are written in.
+//!
+//! A search is written once, over [`Lanes`]; lane `l` of every vector belongs to block `l` of a batch. The lanes never
+//! meet, so that a block's bytes depend neither on the width of the vectors nor on the other blocks, and each operation
+//! is an IEEE one without contraction: all levels give the same bits.
+
+use std::ops::{Add, Div, Mul, Sub};
+
+/// The widest vector.
+pub(crate) const MAX_LANES: usize = 16;
+
+/// A vector of floats, one for each block of a batch.
+pub(crate) trait Lanes:
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
+{
+    /// Floats in a vector.
+    const N: usize;
+    /// A truth value for each lane.
+    type Mask: Copy;
+
+    /// The same float in each lane.
+    fn splat(x: f32) -> Self;
+    /// The first `N` floats.
+    fn load(from: &[f32; MAX_LANES]) -> Self;
+    /// To the first `N` floats.
+    fn store(self, to: &mut [f32; MAX_LANES]);
+    /// Each lane's integer (from -128 to 255, or NaN, which counts as 0) as a byte; only the first `N` mean something.
+    fn to_bytes(self) -> [u8; MAX_LANES];
+    /// Square roots.
+    fn sqrt(self) -> Self;
+    /// Magnitudes.
+    fn abs(self) -> Self;
+    /// The nearest integers, to even from halfway.
+    fn round(self) -> Self;
+    /// Integers toward 0.
+    fn trunc(self) -> Self;
+    /// `self < other ? self : other`: `other` where either is NaN.
+    fn min(self, other: Self) -> Self;
+    /// `self > other ? self : other`: `other` where either is NaN.
+    fn max(self, other: Self) -> Self;
+    /// `self < other`.
+    fn lt(self, other: Self) -> Self::Mask;
+    /// `self >= other`.
+    fn ge(self, other: Self) -> Self::Mask;
+    /// `self != other`, true for NaN.
+    fn ne(self, other: Self) -> Self::Mask;
+    /// Where both hold.
+    fn and(a: Self::Mask, b: Self::Mask) -> Self::Mask;
+    /// Whether any lane holds.
+    fn any(mask: Self::Mask) -> bool;
+    /// `mask ? yes : no`.
+    fn select(mask: Self::Mask, yes: Self, no: Self) -> Self;
+    /// The integer in the low bits of `self + 1.5 · 2²³`: the nearest one up to 2²² in magnitude, and what ggml gets beyond.
+    /// 0 for NaN.
+    fn low_bits(self) -> Self;
+    /// Runs a task compiled for this instruction set, as a function of its own.
+    fn call<T: Task>(task: T) -> T::Output;
+
+    /// `self > other`.
+    #[inline(always)]
+    fn gt(self, other: Self) -> Self::Mask {
+        other.lt(self)
+    }
+
+    /// `self` between `low` and `high`; NaN becomes `low`.
+    #[inline(always)]
+    fn clamp(self, low: f32, high: f32) -> Self {
+        self.max(Self::splat(low)).min(Self::splat(high))
+    }
+
+    /// `self` where `mask` holds, and else 0.
+    #[inline(always)]
+    fn keep(self, mask: Self::Mask) -> Self {
+        Self::select(mask, self, Self::splat(0.0))
+    }
+}
+
+/// Something that runs over vectors of any width. `run` must be inlined, as everything that it calls with vectors: only
+/// what ends up inside of [`Lanes::call`] is compiled for the instruction set.
+pub(crate) trait Task {
+    /// What it returns.
+    type Output;
+    /// Does it.
+    fn run<V: Lanes>(self) -> Self::Output;
+}
+
+/// Vectors in plain Rust.
+#[derive(Clone, Copy)]
+pub(crate) struct Plain([f32; 8]);
+
+macro_rules! operators {
+    ($($op:ident $name:ident $sign:tt)*) => { $(
+        impl $op for Plain {
+            type Output = Plain;
+            #[inline(always)]
+            fn $name(self, other: Plain) -> Plain {
+                Plain(std::array::from_fn(|l| self.0[l] $sign other.0[l]))
+            }
+        }
+    )* };
+}
+operators! { Add add + Sub sub - Mul mul * Div div / }
+
+impl Plain {
+    #[inline(always)]
+    fn map(self, f: impl Fn(f32) -> f32) -> Plain {
+        Plain(self.0.map(f))
+    }
+
+    #[inline(always)]
+    fn compare(self, other: Plain, f: impl Fn(f32, f32) -> bool) -> [bool; 8] {
+        std::array::from_fn(|l| f(self.0[l], other.0[l]))
+    }
+}
+
+impl Lanes for Plain {
+    const N: usize = 8;
+    type Mask = [bool; 8];
+
+    #[inline(always)]
+    fn splat(x: f32) -> Plain {
+        Plain([x; 8])
+    }
+    #[inline(always)]
+    fn load(from: &[f32; MAX_LANES]) -> Plain {
+        Plain(std::array::from_fn(|l| from[l]))
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; MAX_LANES]) {
+        to[..8].copy_from_slice(&self.0);
+    }
+    #[inline(always)]
+    fn to_bytes(self) -> [u8; MAX_LANES] {
+        let mut bytes = [0; MAX_LANES];
+        bytes.iter_mut().zip(self.0).for_each(|(b, x)| *b = x as i32 as u8);
+        bytes
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Plain {
+        self.map(f32::sqrt)
+    }
+    #[inline(always)]
+    fn abs(self) -> Plain {
+        self.map(f32::abs)
+    }
+    #[inline(always)]
+    fn round(self) -> Plain {
+        self.map(f32::round_ties_even)
+    }
+    #[inline(always)]
+    fn trunc(self) -> Plain {
+        self.map(f32::trunc)
+    }
+    #[inline(always)]
+    fn min(self, other: Plain) -> Plain {
+        Plain(std::array::from_fn(|l| if self.0[l] < other.0[l] { self.0[l] } else { other.0[l] }))
+    }
+    #[inline(always)]
+    fn max(self, other: Plain) -> Plain {
+        Plain(std::array::from_fn(|l| if self.0[l] > other.0[l] { self.0[l] } else { other.0[l] }))
+    }
+    #[inline(always)]
+    fn lt(self, other: Plain) -> [bool; 8] {
+        self.compare(other, |a, b| a < b)
+    }
+    #[inline(always)]
+    fn ge(self, other: Plain) -> [bool; 8] {
+        self.compare(other, |a, b| a >= b)
+    }
+    #[inline(always)]
+    fn ne(self, other: Plain) -> [bool; 8] {
+        self.compare(other, |a, b| a != b)
+    }
+    #[inline(always)]
+    fn and(a: [bool; 8], b: [bool; 8]) -> [bool; 8] {
+        std::array::from_fn(|l| a[l] & b[l])
+    }
+    #[inline(always)]
+    fn any(mask: [bool; 8]) -> bool {
+        mask.contains(&true)
+    }
+    #[inline(always)]
+    fn select(mask: [bool; 8], yes: Plain, no: Plain) -> Plain {
+        Plain(std::array::from_fn(|l| if mask[l] { yes.0[l] } else { no.0[l] }))
+    }
+    #[inline(always)]
+    fn low_bits(self) -> Plain {
+        self.map(|x| {
+            let bits = (x + 12_582_912.0).to_bits() & 0x7f_ffff;
+            if x.is_nan() { 0.0 } else { (bits as i32 - 0x40_0000) as f32 }
+        })
+    }
+    #[inline(always)]
+    fn call<T: Task>(task: T) -> T::Output {
+        task.run::<Plain>()
+    }
+}

@@ -1,0 +1,139 @@
+//! Integers and scales to the bytes of blocks, as `block.rs` draws them. A byte is a sum of integers times powers of two.
+
+use super::batch::Out;
+use super::lanes::Lanes;
+
+/// `low + 2^shift · high`
+#[inline(always)]
+fn join<V: Lanes>(low: V, high: V, shift: u32) -> V {
+    low + V::splat((1 << shift) as f32) * high
+}
+
+/// An integer's low `bits` bits and the rest.
+#[inline(always)]
+fn split<V: Lanes>(q: V, bits: u32) -> (V, V) {
+    let unit = (1 << bits) as f32;
+    let high = (q * V::splat(1.0 / unit)).trunc();
+    (q - V::splat(unit) * high, high)
+}
+
+/// 16 bytes: `q[i]` low, `q[16 + i]` high.
+#[inline(always)]
+pub(crate) fn nibbles_32<V: Lanes>(out: &mut Out<'_>, at: usize, q: &[V; 32]) {
+    for i in 0..16 {
+        out.byte(at + i, join(q[i], q[16 + i], 4));
+    }
+}
+
+/// 20 bytes: the fifth bits as a word, then the others as nibbles.
+#[inline(always)]
+pub(crate) fn five_bits_32<V: Lanes>(out: &mut Out<'_>, at: usize, q: &[V; 32]) {
+    for k in 0..4 {
+        let byte = (0..8).rev().fold(V::splat(0.0), |byte, bit| byte + byte + split(q[8 * k + bit], 4).1);
+        out.byte(at + k, byte);
+    }
+    for i in 0..16 {
+        out.byte(at + 4 + i, join(split(q[i], 4).0, split(q[16 + i], 4).0, 4));
+    }
+}
+
+/// 64 bytes of integers of 2 bits.
+#[inline(always)]
+pub(crate) fn two_bits_256<V: Lanes>(out: &mut Out<'_>, at: usize, q: &[V; 256]) {
+    for half in 0..2 {
+        for i in 0..32 {
+            let q: [V; 4] = std::array::from_fn(|j| q[128 * half + 32 * j + i]);
+            out.byte(at + 32 * half + i, join(join(q[0], q[1], 2), join(q[2], q[3], 2), 4));
+        }
+    }
+}
+
+/// The blocks of Q2_K.
+#[inline(always)]
+pub(crate) fn q2_k<V: Lanes>(out: &mut Out<'_>, s: &[V; 16], m: &[V; 16], q: &[V; 256]) {
+    for g in 0..16 {
+        out.byte(g, join(s[g], m[g], 4));
+    }
+    two_bits_256(out, 16, q);
+}
+
+/// The blocks of Q3_K but for their factor; `s` and `q` from 0.
+#[inline(always)]
+pub(crate) fn q3_k<V: Lanes>(out: &mut Out<'_>, s: &[V; 16], q: &mut [V; 256]) {
+    for i in 0..32 {
+        let byte = (0..8).rev().fold(V::splat(0.0), |byte, j| byte + byte + split(q[32 * j + i], 2).1);
+        out.byte(i, byte);
+    }
+    q.iter_mut().for_each(|q| *q = split(*q, 2).0);
+    two_bits_256(out, 32, q);
+    for i in 0..8 {
+        out.byte(96 + i, join(split(s[i], 4).0, split(s[8 + i], 4).0, 4));
+    }
+    for i in 0..4 {
+        let s: [V; 4] = std::array::from_fn(|j| split(s[4 * j + i], 4).1);
+        out.byte(104 + i, join(join(s[0], s[1], 2), join(s[2], s[3], 2), 4));
+    }
+}
+
+/// The 12 bytes of the scales and mins of Q4_K and Q5_K.
+#[inline(always)]
+pub(crate) fn scales_k4<V: Lanes>(out: &mut Out<'_>, at: usize, s: &[V; 8], m: &[V; 8]) {
+    for i in 0..4 {
+        let ((s_low, s_high), (m_low, m_high)) = (split(s[4 + i], 4), split(m[4 + i], 4));
+        out.byte(at + i, join(s[i], s_high, 6));
+        out.byte(at + 4 + i, join(m[i], m_high, 6));
+        out.byte(at + 8 + i, join(s_low, m_low, 4));
+    }
+}
+
+/// 128 bytes: pairs of groups of 32 as nibbles.
+#[inline(always)]
+pub(crate) fn nibbles_256<V: Lanes>(out: &mut Out<'_>, at: usize, q: &[V; 256]) {
+    for j in 0..4 {
+        for i in 0..32 {
+            out.byte(at + 32 * j + i, join(q[64 * j + i], q[64 * j + 32 + i], 4));
+        }
+    }
+}
+
+/// The integers of Q5_K: their fifth bits, then the others.
+#[inline(always)]
+pub(crate) fn five_bits_256<V: Lanes>(out: &mut Out<'_>, at: usize, q: &mut [V; 256]) {
+    for i in 0..32 {
+        let byte = (0..8).rev().fold(V::splat(0.0), |byte, j| byte + byte + split(q[32 * j + i], 4).1);
+        out.byte(at + i, byte);
+    }
+    q.iter_mut().for_each(|q| *q = split(*q, 4).0);
+    nibbles_256(out, at + 32, q);
+}
+
+/// The blocks of Q6_K but for their factor; `q` from 0, `s` signed.
+#[inline(always)]
+pub(crate) fn q6_k<V: Lanes>(out: &mut Out<'_>, s: &[V; 16], q: &[V; 256]) {
+    for half in 0..2 {
+        for i in 0..32 {
+            let q: [(V, V); 4] = std::array::from_fn(|j| split(q[128 * half + 32 * j + i], 4));
+            out.byte(64 * half + i, join(q[0].0, q[2].0, 4));
+            out.byte(64 * half + 32 + i, join(q[1].0, q[3].0, 4));
+            out.byte(128 + 32 * half + i, join(join(q[0].1, q[1].1, 2), join(q[2].1, q[3].1, 2), 4));
+        }
+    }
+    for (g, s) in s.iter().enumerate() {
+        out.byte(192 + g, *s);
+    }
+}
+
+/// The blocks of IQ4_XS but for their factor; `s` from 0.
+#[inline(always)]
+pub(crate) fn iq4_xs<V: Lanes>(out: &mut Out<'_>, s: &[V; 8], q: &[V; 256]) {
+    for i in 0..2 {
+        let s: [V; 4] = std::array::from_fn(|j| split(s[4 * i + j], 4).1);
+        out.byte(2 + i, join(join(s[0], s[1], 2), join(s[2], s[3], 2), 4));
+    }
+    for i in 0..4 {
+        out.byte(4 + i, join(split(s[2 * i], 4).0, split(s[2 * i + 1], 4).0, 4));
+    }
+    for (g, q) in q.as_chunks().0.iter().enumerate() {
+        nibbles_32(out, 8 + 16 * g, q);
+    }
+}

@@ -1,0 +1,152 @@
+//! Floats to blocks: eight blocks in the lanes of a vector.
+
+use crate::quantize::lanes::{Lanes, MAX_LANES, Task};
+use crate::quantize::quantize_on;
+use crate::scalar;
+use crate::{Dtype, Search};
+use std::arch::x86_64::*;
+use std::ops::{Add, Div, Mul, Sub};
+
+pub fn quantize_weights(
+    dtype: Dtype,
+    search: Search,
+    x: &[f32],
+    n_cols: usize,
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) {
+    match dtype {
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => {
+            scalar::quantize_weights::quantize_weights(dtype, search, x, n_cols, importance, out);
+        }
+        _ => quantize_on::<Eight>(dtype, search, x, n_cols, importance, out),
+    }
+}
+
+/// Eight floats. Reaches code through the table of processors with AVX2, FMA and F16C only: the `unsafe` of each method
+/// rests on that.
+#[derive(Clone, Copy)]
+struct Eight(__m256);
+
+/// A function compiled for AVX2.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
+fn call<T: Task>(task: T) -> T::Output {
+    task.run::<Eight>()
+}
+
+macro_rules! operators {
+    ($($op:ident $name:ident $intrinsic:ident)*) => { $(
+        impl $op for Eight {
+            type Output = Eight;
+            #[inline(always)]
+            fn $name(self, other: Eight) -> Eight {
+                // SAFETY: the processor has AVX2.
+                Eight(unsafe { $intrinsic(self.0, other.0) })
+            }
+        }
+    )* };
+}
+operators! { Add add _mm256_add_ps Sub sub _mm256_sub_ps Mul mul _mm256_mul_ps Div div _mm256_div_ps }
+
+/// Methods that are one expression of intrinsics.
+macro_rules! methods {
+    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $result:ty = $value:expr;)*) => { $(
+        #[inline(always)]
+        fn $name($($arg: $ty),*) -> $result {
+            // SAFETY: the processor has AVX2.
+            unsafe { $value }
+        }
+    )* };
+}
+
+impl Lanes for Eight {
+    const N: usize = 8;
+    type Mask = __m256;
+
+    #[inline(always)]
+    fn sqrt(self) -> Eight {
+        // SAFETY: the processor has AVX2.
+        Eight(unsafe { _mm256_sqrt_ps(self.0) })
+    }
+    #[inline(always)]
+    fn abs(self) -> Eight {
+        // SAFETY: the processor has AVX2.
+        Eight(unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0) })
+    }
+    #[inline(always)]
+    fn round(self) -> Eight {
+        // SAFETY: the processor has AVX2.
+        Eight(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
+    }
+    #[inline(always)]
+    fn trunc(self) -> Eight {
+        // SAFETY: the processor has AVX2.
+        Eight(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC }>(self.0) })
+    }
+    #[inline(always)]
+    fn min(self, other: Eight) -> Eight {
+        // SAFETY: the processor has AVX2.
+        Eight(unsafe { _mm256_min_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn max(self, other: Eight) -> Eight {
+        // SAFETY: the processor has AVX2.
+        Eight(unsafe { _mm256_max_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn lt(self, other: Eight) -> __m256 {
+        // SAFETY: the processor has AVX2.
+        unsafe { _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, other.0) }
+    }
+    #[inline(always)]
+    fn ge(self, other: Eight) -> __m256 {
+        // SAFETY: the processor has AVX2.
+        unsafe { _mm256_cmp_ps::<_CMP_GE_OQ>(self.0, other.0) }
+    }
+    #[inline(always)]
+    fn ne(self, other: Eight) -> __m256 {
+        // SAFETY: the processor has AVX2.
+        unsafe { _mm256_cmp_ps::<_CMP_NEQ_UQ>(self.0, other.0) }
+    }
+    #[inline(always)]
+    fn low_bits(self) -> Eight {
+        // SAFETY: the processor has AVX2.
+        unsafe {
+            let bits = _mm256_castps_si256(_mm256_add_ps(self.0, _mm256_set1_ps(12_582_912.0)));
+            let bits = _mm256_and_si256(bits, _mm256_set1_epi32(0x7f_ffff));
+            let integer = _mm256_cvtepi32_ps(_mm256_sub_epi32(bits, _mm256_set1_epi32(0x40_0000)));
+            Eight(_mm256_and_ps(integer, _mm256_cmp_ps::<_CMP_ORD_Q>(self.0, self.0)))
+        }
+    }
+
+    methods! {
+        fn splat(x: f32) -> Eight = Eight(_mm256_set1_ps(x));
+        fn load(from: &[f32; MAX_LANES]) -> Eight = Eight(_mm256_loadu_ps(from.as_ptr()));
+        fn and(a: __m256, b: __m256) -> __m256 = _mm256_and_ps(a, b);
+        fn any(mask: __m256) -> bool = _mm256_movemask_ps(mask) != 0;
+        fn select(mask: __m256, yes: Eight, no: Eight) -> Eight = Eight(_mm256_blendv_ps(no.0, yes.0, mask));
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [f32; MAX_LANES]) {
+        // SAFETY: 8 floats are writable, and the store needs no alignment.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), self.0) }
+    }
+    #[inline(always)]
+    fn to_bytes(self) -> [u8; MAX_LANES] {
+        let mut bytes = [0; MAX_LANES];
+        // SAFETY: the processor has AVX2, and 16 bytes are writable without alignment.
+        unsafe {
+            let low = _mm256_and_si256(_mm256_cvttps_epi32(self.0), _mm256_set1_epi32(255));
+            let words = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256::<1>(low));
+            _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm_packus_epi16(words, words));
+        }
+        bytes
+    }
+    #[inline(always)]
+    fn call<T: Task>(task: T) -> T::Output {
+        // SAFETY: the processor has AVX2, FMA and F16C.
+        unsafe { call(task) }
+    }
+}
