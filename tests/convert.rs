@@ -314,6 +314,85 @@ fn parts_that_are_missing() {
     says(&run(&flags).expect_err("the name is made up"), ErrorKind::Unsupported, &["made-up"]);
 }
 
+/// A safetensors file of another's tensors under other names.
+fn renamed(from: &Path, to: &Path, rename: impl Fn(&str) -> String) {
+    let bytes = fs::read(from).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let header: serde_json::Map<_, _> = header.into_iter().map(|(name, entry)| (rename(&name), entry)).collect();
+    let header = serde_json::to_vec(&header).unwrap();
+    fs::write(to, [&(header.len() as u64).to_le_bytes()[..], &header, &bytes[8 + length..]].concat()).unwrap();
+}
+
+/// `llava-next` as the authors' LLaVA 1.6 is laid out, with its vision encoder inside.
+fn llava_v16(folder: &Path) {
+    let path = folder.join("model.safetensors");
+    renamed(&fixture("llava-next").join("model.safetensors"), &path, |name| {
+        let name = name.strip_prefix("model.").unwrap_or(name);
+        let name = match name.split_once('.') {
+            Some(("language_model", rest)) => format!("model.{rest}"),
+            Some(("vision_tower", rest)) => format!("model.vision_tower.vision_tower.{rest}"),
+            Some(("multi_modal_projector", rest)) => format!("model.mm_projector.{rest}"),
+            _ if name == "image_newline" => format!("model.{name}"),
+            _ => name.to_string(),
+        };
+        name.replace("linear_1", "0").replace("linear_2", "2")
+    });
+    let text = fs::read_to_string(folder.join("config.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let mut authors = json["text_config"].clone();
+    for (key, value) in [
+        ("architectures", serde_json::json!(["LlavaMistralForCausalLM"])),
+        ("model_type", serde_json::json!("llava_llama")),
+        ("mm_vision_tower", serde_json::json!("openai/clip-vit-large-patch14-336")),
+        ("mm_projector_type", serde_json::json!("mlp2x_gelu")),
+        ("mm_patch_merge_type", serde_json::json!("spatial_unpad")),
+        ("image_aspect_ratio", serde_json::json!("anyres")),
+        ("image_grid_pinpoints", serde_json::json!([[20, 40], [40, 20], [40, 40], [60, 20], [20, 60]])),
+    ] {
+        authors[key] = value;
+    }
+    fs::write(folder.join("config.json"), authors.to_string()).unwrap();
+}
+
+#[test]
+fn the_authors_layout_of_1_6() {
+    let (folder, out, clip) = (copy("llava-next", llava_v16), TempDir::new().unwrap(), fixture("clip"));
+    let output = out.path().join("out.gguf");
+    let parts = run(&Options { vision_tower: Some(&clip), ..options(folder.path(), &output) }).unwrap();
+    assert!(parts[1].notes.iter().any(|note| note.contains("the checkpoint's own")), "{:?}", parts[1].notes);
+    let recorded = with_recording("llava-next", &parts, out.path(), None);
+    let options = EngineOptions { vision_precision: Precision::F32, ..EngineOptions::default() };
+    let report = verify(&recorded, &options).unwrap();
+    assert!(report.first_failure().is_none(), "{:?}", report.first_failure());
+    // OpenAI's encoders have heads of 64; this one, of 24 elements, must be described.
+    let refused = run(&self::options(folder.path(), &output)).expect_err("its sizes are not known");
+    says(&refused, ErrorKind::Format, &["17 positions of 24"]);
+}
+
+#[test]
+fn the_command() {
+    let out = TempDir::new().unwrap();
+    let command = std::process::Command::new(env!("CARGO_BIN_EXE_mmq"))
+        .args(["convert", "--json", "--outtype", "q8_0", "-o"])
+        .arg(out.path().join("x.gguf"))
+        .arg(fixture("llava-next"))
+        .output()
+        .unwrap();
+    let (report, said) = (String::from_utf8(command.stdout).unwrap(), String::from_utf8(command.stderr).unwrap());
+    assert!(command.status.success(), "{said}");
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["parts"][0]["type"], "Q8_0");
+    assert_eq!(report["parts"][1]["part"], "mmproj");
+    assert!(report["parts"][1]["mmq"].as_str().unwrap().starts_with("runs beside a text model 32 wide"));
+    assert!(said.contains("are no whole blocks of Q8_0: they are F16"), "{said}");
+    let unknown = std::process::Command::new(env!("CARGO_BIN_EXE_mmq"))
+        .args(["convert", "--outtype", "q9", "-o", "x.gguf", "."])
+        .output()
+        .unwrap();
+    assert_eq!(unknown.status.code(), Some(2));
+}
+
 #[test]
 fn only_one_half_and_other_names() {
     let (dir, clip) = (fixture("llava-v1"), fixture("clip"));

@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Instant;
 
 /// Converts a Hugging Face folder to GGUF: LLaMA's kin to a text model, LLaVA to a text model and an mmproj.
@@ -31,8 +32,8 @@ pub struct Args {
     #[arg(long, value_name = "OUT.gguf")]
     mmproj: Option<PathBuf>,
 
-    /// Type of the matrices; auto: F16 or BF16, as the checkpoint is
-    #[arg(long, value_name = "TYPE", default_value = "auto", value_enum, ignore_case = true)]
+    /// Type of all matrices: f32, f16, bf16, q8_0 or another block type; auto: f16 or bf16, as the checkpoint is
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
     outtype: OutType,
 
     /// Folder of the vision encoder, where the model's has none: openai/clip-vit-large-patch14-336 for LLaVA 1.5
@@ -64,14 +65,22 @@ pub struct Args {
     quiet: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum OutType {
-    Auto,
-    F32,
-    F16,
-    Bf16,
-    #[value(name = "q8_0")]
-    Q8_0,
+/// What `--outtype` asks for; `None` is `auto`.
+#[derive(Clone, Copy)]
+struct OutType(Option<Dtype>);
+
+impl FromStr for OutType {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<OutType, String> {
+        let known = |dtype: &Dtype| dtype.name().eq_ignore_ascii_case(text);
+        let dtypes = convert::DTYPES.map(|(dtype, _)| dtype);
+        match dtypes.into_iter().find(known) {
+            Some(dtype) => Ok(OutType(Some(dtype))),
+            None if text.eq_ignore_ascii_case("auto") => Ok(OutType(None)),
+            None => Err(format!("expected auto, {}", dtypes.map(|dtype| dtype.name().to_lowercase()).join(", "))),
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -94,13 +103,7 @@ pub fn run(args: &Args) -> Result<()> {
         }),
         vision_tower: args.vision_tower.as_deref(),
         base: args.base.as_deref(),
-        dtype: match args.outtype {
-            OutType::Auto => None,
-            OutType::F32 => Some(Dtype::F32),
-            OutType::F16 => Some(Dtype::F16),
-            OutType::Bf16 => Some(Dtype::BF16),
-            OutType::Q8_0 => Some(Dtype::Q8_0),
-        },
+        dtype: args.outtype.0,
         pre: args.pre.as_deref(),
         name: args.name.as_deref(),
     };

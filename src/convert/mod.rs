@@ -73,8 +73,27 @@ pub struct Part {
     pub notes: Vec<String>,
 }
 
-/// Types that matrices can be converted to, with the numbers that `general.file_type` has for them.
-pub const DTYPES: [(Dtype, u32); 4] = [(Dtype::F32, 0), (Dtype::F16, 1), (Dtype::BF16, 32), (Dtype::Q8_0, 7)];
+/// Types that matrices can be converted to, with the numbers that `general.file_type` has for files all of such.
+pub const DTYPES: [(Dtype, u32); 15] = {
+    use Dtype::*;
+    [
+        (F32, 0),
+        (F16, 1),
+        (BF16, 32),
+        (Q8_0, 7),
+        (Q4_0, 2),
+        (Q4_1, 3),
+        (Q5_0, 8),
+        (Q5_1, 9),
+        (Q2_K, 10),
+        (Q3_K, 11),
+        (Q4_K, 14),
+        (Q5_K, 16),
+        (Q6_K, 18),
+        (IQ4_NL, 25),
+        (IQ4_XS, 30),
+    ]
+};
 
 /// Where the values of a tensor to be come from.
 #[derive(Clone, Debug)]
@@ -450,7 +469,7 @@ fn nearest(tensors: &[Planned]) -> Dtype {
 fn file_type(dtype: Dtype) -> Result<u32> {
     match DTYPES.iter().find(|(known, _)| *known == dtype && dtype.is_quantizable()) {
         Some((_, file_type)) => Ok(*file_type),
-        None => bail!(Unsupported, "{dtype}: checkpoints cannot be converted to this type; `mmq quantize` may know it"),
+        None => bail!(Unsupported, "{dtype}: checkpoints cannot be converted to this type"),
     }
 }
 
@@ -474,14 +493,17 @@ fn finish(mut part: Part, keys: Vec<(String, Value)>, tensors: Vec<Planned>) -> 
     for (key, value) in keys {
         writer.set(&key, value);
     }
-    let mut whole_blocks = true;
+    let mut rounded = Vec::new();
     for planned in &tensors {
         let dtype = stored_as(&planned.name, &planned.shape, part.dtype);
-        whole_blocks &= dtype != Dtype::F16 || part.dtype != Dtype::Q8_0 || planned.shape.len() != 2;
+        if dtype == Dtype::F16 && part.dtype.block().0 > 1 && planned.shape.len() == 2 {
+            rounded.push(planned.name.as_str());
+        }
         writer.tensor(&planned.name, dtype, &planned.shape)?;
     }
-    if !whole_blocks {
-        part.notes.push(format!("rows that are no whole number of blocks of {} are F16", part.dtype));
+    if let Some(first) = rounded.first() {
+        let n = rounded.len();
+        part.notes.push(format!("rows of {n} tensors ({first} …) are no whole blocks of {}: they are F16", part.dtype));
     }
     part.n_tensors = tensors.len();
     part.n_params = n_params(&tensors);

@@ -255,13 +255,18 @@ mod tests {
     fn names_are_taken_apart_as_llama_cpp_does() {
         let some = |text: &str| Some(text.to_string()).filter(|t| !t.is_empty());
         for (id, n, expected) in [
-            ("llava-1.5-7b-hf", 7_000_000_000, ["", "llava", "hf", "1.5", "7B"]),
+            ("llava-1.5-7b-hf", 7_000_000_000, ["", "llava-1.5", "hf", "", "7B"]),
             ("meta-llama/Llama-3.2-1B-Instruct", 1_200_000_000, ["meta-llama", "Llama-3.2", "Instruct", "", "1B"]),
             ("Mistral-7B-Instruct-v0.3", 7_200_000_000, ["", "Mistral", "Instruct", "v0.3", "7B"]),
             ("Yarn-Llama-2-7b-128k", 6_700_000_000, ["", "Yarn-Llama-2", "128k", "", "7B"]),
             ("bloom-7b1", 7_100_000_000, ["", "bloom", "", "", "7.1B"]),
             ("Mixtral-8x7B-v0.1", 0, ["", "Mixtral", "", "v0.1", "8x7B"]),
             ("plain", 7, ["", "", "", "", ""]),
+            ("llava-v1.6-mistral-7b", 7_200_000_000, ["", "llava-v1.6-mistral", "", "", "7B"]),
+            ("SmolLM2-135M-Instruct-Q4_K_M", 135_000_000, ["", "SmolLM2", "Instruct", "", "135M"]),
+            ("TinyLlama-1.1B-Chat-v1.0", 1_100_000_000, ["", "TinyLlama", "Chat", "v1.0", "1.1B"]),
+            ("vicuna-13b-v1.5-16k", 13_000_000_000, ["", "vicuna", "16k", "v1.5", "13B"]),
+            ("Hermes-2-Pro-Mistral-small-7B", 7_000_000_000, ["", "Hermes-2-Pro-Mistral-small", "", "", "7B"]),
         ] {
             assert_eq!(parts(id, n), expected.map(some), "{id}");
         }

@@ -395,7 +395,9 @@ fn ends(
 ) -> Result<()> {
     let tokenizer = Tokenizer::from_gguf(&Metadata::new(&dir.display().to_string(), keys.clone())?)?;
     let mut more = Vec::new();
-    for json in configs.iter().chain([&generation]) {
+    // `generate` goes by its own file where that says.
+    let told = generation.get("eos_token_id").is_some();
+    for json in configs.iter().copied().filter(|_| !told).chain([generation]) {
         let ids = match json.get("eos_token_id") {
             Some(Any::Array(ids)) => ids.iter().filter_map(Any::as_u64).collect(),
             Some(id) => id.as_u64().into_iter().collect(),
