@@ -166,10 +166,6 @@ impl Config {
         notes: &mut Vec<String>,
     ) -> Result<Vec<Planned>> {
         let mut planned = Vec::new();
-        if let Some(factors) = self.rope.factors(self.head_dim) {
-            let shape = vec![factors.len()];
-            planned.push(Planned { name: "rope_freqs.weight".into(), shape, data: Data::Values(factors) });
-        }
         let mut add = |to: String, from: String, shape: &[usize], n_head: Option<usize>| -> Result<()> {
             let tensor = checkpoint.require(&from)?.expect(shape, "")?.clone();
             used.push(from);
@@ -223,6 +219,11 @@ impl Config {
                 "{}: tensor \"lm_head.weight\" is missing, and tie_word_embeddings is not set",
                 checkpoint.name
             ),
+        }
+        // Last, as the size of heads is known to be that of tensors by now.
+        if let Some(factors) = self.rope.factors(self.head_dim) {
+            let shape = vec![factors.len()];
+            planned.insert(0, Planned { name: "rope_freqs.weight".into(), shape, data: Data::Values(factors) });
         }
         Ok(planned)
     }

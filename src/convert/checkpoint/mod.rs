@@ -174,16 +174,13 @@ pub(super) struct Checkpoint {
     /// The folder or file, for messages.
     pub name: String,
     pub tensors: BTreeMap<String, Tensor>,
-    /// The files that they are in.
-    pub files: Vec<String>,
 }
 
 impl Checkpoint {
     /// Opens the weights in `dir`: safetensors if there are any, else PyTorch's.
     pub fn open(dir: &Path) -> Result<Checkpoint> {
         let files = files(dir)?;
-        let mut checkpoint =
-            Checkpoint { name: dir.display().to_string(), tensors: BTreeMap::new(), files: Vec::new() };
+        let mut checkpoint = Checkpoint { name: dir.display().to_string(), tensors: BTreeMap::new() };
         for path in &files.paths {
             checkpoint.add(path)?;
         }
@@ -224,7 +221,6 @@ impl Checkpoint {
             }
             self.tensors.insert(tensor.name.clone(), tensor);
         }
-        self.files.push(file.to_string());
         Ok(())
     }
 
