@@ -58,6 +58,11 @@ impl Entry {
         self.with_counts().map(|(sum, n)| if n == 0 { 1.0 } else { (sum / n as f64).min(f64::from(f32::MAX)) as f32 })
     }
 
+    /// Means of squared inputs of the matrices that rows have gone into.
+    pub(super) fn seen(&self) -> impl Iterator<Item = f64> {
+        self.with_counts().filter(|(_, n)| *n > 0).map(|(sum, n)| sum / n as f64)
+    }
+
     /// Whether some matrix, but not all of them, has seen no rows.
     pub fn is_partial(&self) -> bool {
         let unseen = self.counts.iter().filter(|n| **n == 0).count();
@@ -254,6 +259,11 @@ impl Imatrix {
     /// Tensors and what went into them, sorted by name.
     pub fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
         self.entries.iter().map(|(name, entry)| (name.as_str(), entry))
+    }
+
+    /// What went into a tensor.
+    pub fn entry(&self, tensor: &str) -> Option<&Entry> {
+        self.entries.get(tensor)
     }
 
     /// Number of tensors.
