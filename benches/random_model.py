@@ -31,6 +31,14 @@ BLOCKS = {
     Type.Q6_K: {208: 1360.0},
     Type.IQ4_NL: {0: 69.0},
     Type.IQ4_XS: {0: 1270.0},
+    Type.IQ3_S: {0: 141.0},
+    Type.IQ3_XXS: {0: 142.0},
+    Type.IQ2_S: {0: 56.0},
+    Type.IQ2_XS: {0: 56.0},
+    Type.IQ2_XXS: {0: 53.0},
+    Type.IQ1_S: {0: 7.2},
+    Type.TQ2_0: {64: 1.12},
+    Type.TQ1_0: {52: 0.82},
 }
 MIXES = ["Q3_K_M", "Q4_K_M", "Q5_K_M"]
 TEMPLATE = "{% for message in messages %}{{ message['role'].upper() + ': ' + message['content'] + ' ' }}{% endfor %}ASSISTANT:"

@@ -30,11 +30,13 @@ pub mod architectures;
 pub mod blocks;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod convert;
 pub mod device;
 pub mod gguf;
 pub mod media;
 pub mod ops;
 pub mod pipelines;
+pub mod quantize;
 pub mod tensor;
 pub mod text;
 

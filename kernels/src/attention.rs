@@ -6,7 +6,7 @@
 //! their own, merged in order of the keys, so that one query can be shared by several threads. Tiles and chunks begin at
 //! fixed positions: a result depends on nothing but the query and its keys and values.
 
-use crate::kv::{KvType, Side, float_bytes};
+use crate::kv::{KvType, Side, float_bytes, rotate};
 use crate::team::Disjoint;
 use crate::{Kernels, Team, kernels};
 use std::cell::RefCell;
@@ -20,6 +20,12 @@ pub enum Kv<'a> {
     F32(&'a [f32]),
     /// Tiles, as [`crate::kv`] lays them out. The last one may have room for more tokens.
     Tiles(KvType, &'a [u8]),
+}
+
+impl Kv<'_> {
+    fn is_quantized(self) -> bool {
+        matches!(self, Kv::Tiles(kind, _) if kind.is_quantized())
+    }
 }
 
 /// The shape of one attention.
@@ -327,7 +333,12 @@ impl Job<'_> {
         let factor = self.a.scale * std::f32::consts::LOG2_E;
         q.clear();
         for r in rows {
-            q.extend(self.q[self.head(head, r)].iter().map(|x| x * factor));
+            let start = q.len();
+            q.extend_from_slice(&self.q[self.head(head, r)]);
+            if self.k.is_quantized() {
+                rotate(&mut q[start..]);
+            }
+            q[start..].iter_mut().for_each(|x| *x *= factor);
         }
     }
 
@@ -418,6 +429,9 @@ impl Job<'_> {
             let factor = if *sum == 0.0 { 0.0 } else { 1.0 / sum };
             for (y, x) in out.iter_mut().zip(acc) {
                 *y = x * factor;
+            }
+            if self.v.is_quantized() {
+                rotate(out);
             }
         }
     }

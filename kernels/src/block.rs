@@ -64,9 +64,12 @@ impl Dtype {
     };
 
     /// Every type that has kernels.
-    pub const RUNNABLE: [Dtype; 15] = {
+    pub const RUNNABLE: [Dtype; 26] = {
         use Dtype::*;
-        [F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS]
+        [
+            F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, IQ3_S, IQ3_XXS,
+            IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S, TQ2_0, TQ1_0, MXFP4, NVFP4,
+        ]
     };
 
     /// The type with GGUF's id `id`.
@@ -329,7 +332,144 @@ blocks! {
         /// For group g, byte 16 g + i: lo = q[32 g + i], hi = q[32 g + 16 + i].
         qs: [u8; 128],
     }
+    /// 256 weights in groups of 32, `d · (2 s + 1)/8 · q`, s of 4 bits; each 8 are a signed point of [`crate::grid::IQ2_XXS`].
+    IQ2_XXS {
+        /// Factor of the scales.
+        d: Half,
+        /// For group g, byte 8 g + j, j < 4: the code of the point of weights `32 g + 8 j ..`; and a little-endian word, bytes
+        /// 8 g + 4 and on: bits 7 j and on have the [`even_signs`] of those, bits 28 to 31 are `s[g]`.
+        qs: [u8; 64],
+    }
+    /// 256 weights in groups of 16, `d · (2 s + 1)/8 · q`, s of 4 bits; each 8 are a signed point of [`crate::grid::IQ2_XS`].
+    IQ2_XS {
+        /// Factor of the scales.
+        d: Half,
+        /// Little-endian word j of 16 bits, for weights `8 j ..`: bits 0 to 8 are the point's code, the others its
+        /// [`even_signs`].
+        qs: [u8; 64],
+        /// Byte i: lo = s[2 i], hi = s[2 i + 1].
+        scales: [u8; 8],
+    }
+    /// 256 weights in groups of 16, `d · (2 s + 1)/8 · q`, s of 4 bits; each 8 are a signed point of [`crate::grid::IQ2_S`].
+    IQ2_S {
+        /// Factor of the scales.
+        d: Half,
+        /// Byte j: bits 0 to 7 of the code of weights `8 j ..`.
+        qs: [u8; 32],
+        /// Byte j, bit i: weight 8 j + i is negative.
+        signs: [u8; 32],
+        /// Byte i, bits 2 j and 2 j + 1: bits 8 and 9 of code 4 i + j.
+        qh: [u8; 8],
+        /// Byte i: lo = s[2 i], hi = s[2 i + 1].
+        scales: [u8; 8],
+    }
+    /// 256 weights in groups of 32, `d · (2 s + 1)/2 · q`, s of 4 bits; each 4 are a signed point of [`crate::grid::IQ3_XXS`].
+    IQ3_XXS {
+        /// Factor of the scales.
+        d: Half,
+        /// Byte j: the code of weights `4 j ..`.
+        qs: [u8; 64],
+        /// Little-endian word g of 32 bits: bits 7 j and on have the [`even_signs`] of weights `32 g + 8 j ..`, bits 28 to 31
+        /// are `s[g]`.
+        signs: [u8; 32],
+    }
+    /// 256 weights in groups of 32, `d · (2 s + 1) · q`, s of 4 bits; each 4 are a signed point of [`crate::grid::IQ3_S`].
+    IQ3_S {
+        /// Factor of the scales.
+        d: Half,
+        /// Byte j: bits 0 to 7 of the code of weights `4 j ..`.
+        qs: [u8; 64],
+        /// Byte i, bit j: bit 8 of code 8 i + j.
+        qh: [u8; 8],
+        /// Byte j, bit i: weight 8 j + i is negative.
+        signs: [u8; 32],
+        /// Byte i: lo = s[2 i], hi = s[2 i + 1].
+        scales: [u8; 4],
+    }
+    /// 256 weights in groups of 32, `d · (2 s + 1)/8 · (p − 8 ± 1)`, s of 3 bits; each 8 are a point p of [`crate::grid::IQ1`].
+    IQ1_S {
+        /// Factor of the scales.
+        d: Half,
+        /// Byte j: bits 0 to 7 of the code of weights `8 j ..`.
+        qs: [u8; 32],
+        /// Little-endian word g of 16 bits: bits 3 j and on are bits 8 to 10 of code 4 g + j, bits 12 to 14 are `s[g]`, and
+        /// bit 15 makes the group's ±1 a −1.
+        qh: [u8; 16],
+    }
+    /// 256 weights in groups of 16, `d · (2 s + 1)/8 · (p − 8 ± 1)`, s of 3 bits; each 8 are a point p of [`crate::grid::IQ1`].
+    IQ1_M {
+        /// Byte j: bits 0 to 7 of the code of weights `8 j ..`.
+        qs: [u8; 32],
+        /// Byte i: lo for code 2 i, hi for code 2 i + 1. Bits 0 to 2 are its bits 8 to 10, bit 3 makes its ±1 a −1.
+        qh: [u8; 16],
+        /// Little-endian word i of 16 bits: bits 3 j and on are s[4 i + j], bits 12 to 15 are bits 4 i to 4 i + 3 of the F16
+        /// factor of the scales.
+        scales: [u8; 8],
+    }
+    /// 256 weights `d · (q − 1)`, q in 0..3: the first digits to base 3 of a fraction b/256, five to a byte b. Digit n is
+    /// `((b · 3ⁿ mod 256) · 3) >> 8`.
+    TQ1_0 {
+        /// Digit n: of byte i < 32, q[32 n + i]; of byte 32 + i, q[160 + 16 n + i].
+        qs: [u8; 48],
+        /// Byte i, digit n < 4: q[240 + 4 n + i].
+        qh: [u8; 4],
+        /// Scale.
+        d: Half,
+    }
+    /// 256 weights `d · (q − 1)`, q of 2 bits.
+    TQ2_0 {
+        /// As in [`Q2_K`].
+        qs: [u8; 64],
+        /// Scale.
+        d: Half,
+    }
+    /// 32 weights `2^(e − 128) · CODE[q]`, q of 4 bits; the codes are [`FP4_CODES`].
+    MXFP4 {
+        /// Its scale is [`mxfp4_scale`].
+        e: u8,
+        /// As in [`Q4_0`].
+        qs: [u8; 16],
+    }
+    /// 64 weights in groups of 16, `d · CODE[q]`, q of 4 bits; the codes are [`FP4_CODES`].
+    NVFP4 {
+        /// Byte g: d of group g, one of [`NVFP4_SCALES`].
+        d: [u8; 4],
+        /// For group g, byte 8 g + i: lo = q[16 g + i], hi = q[16 g + 8 + i].
+        qs: [u8; 32],
+    }
 }
+
+/// The signs of 8 weights, bit i for weight i: the first 7 are stored, and the last makes the number of negative weights even.
+pub const fn even_signs(stored: u8) -> u8 {
+    stored & 127 | ((stored & 127).count_ones() as u8 & 1) << 7
+}
+
+/// The scale that a byte of MXFP4 stands for, `2^(e − 128)`.
+pub const fn mxfp4_scale(e: u8) -> f32 {
+    // The first two are below the normal numbers.
+    f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e as u32 - 1) << 23 })
+}
+
+/// The scales that the bytes of NVFP4 stand for: halves of unsigned numbers with 4 bits of exponent and 3 of mantissa, whose
+/// NaN counts as 0.
+pub static NVFP4_SCALES: [f32; 256] = {
+    let mut scales = [0.0; 256];
+    let mut byte: u32 = 0;
+    while byte < 256 {
+        let (exponent, mantissa) = (byte >> 3 & 15, byte & 7);
+        scales[byte as usize] = match exponent {
+            _ if byte == 0x7f => 0.0,
+            0 => mantissa as f32 / 1024.0,
+            // (1 + mantissa/8) · 2^(exponent − 8)
+            _ => f32::from_bits((exponent + 127 - 8) << 23 | mantissa << 20),
+        };
+        byte += 1;
+    }
+    scales
+};
+
+/// Doubles of the values that the 4-bit codes of MXFP4 and NVFP4 stand for.
+pub const FP4_CODES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// The values that the 4-bit codes of IQ4_NL and IQ4_XS stand for.
 pub const IQ4_CODES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];

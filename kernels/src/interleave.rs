@@ -1,12 +1,12 @@
 //! The layout in which weights are read without being transposed: each 16 rows interleaved.
 //!
-//! A block of a type is cut into units: words of 4 bytes, and where that does not come out, its F16 factor as a unit of 2
-//! (elements, for types without blocks). Unit `u` at byte `at` of block `b` of row `r` (of 16) moves to byte
+//! A block of a type is cut into units: words of 4 bytes, and where that does not come out, its factor as a unit of 2 bytes,
+//! or of 1 (elements, for types without blocks). Unit `u` at byte `at` of block `b` of row `r` (of 16) moves to byte
 //! `16 · (b · block_bytes + at) + r · unit_bytes` of the panel: block by block, each unit of all the rows. Sizes do not
 //! change, and nothing is lost.
 
 use crate::Dtype;
-use crate::block::{Q3_K, Q4_0, Q5_0, Q6_K, Q8_0};
+use crate::block::{Q3_K, Q6_K, TQ1_0, TQ2_0};
 use crate::panel::PANEL_ROWS;
 use std::mem::offset_of;
 use std::ops::Range;
@@ -23,12 +23,13 @@ struct Span {
 /// How the bytes of a row repeat: the length of a step in bytes, of which a row's last may be a part, and its units.
 fn step(dtype: Dtype) -> (usize, Vec<Span>) {
     let size = dtype.block().1;
-    const { assert!(offset_of!(Q4_0, d) == 0 && offset_of!(Q5_0, d) == 0 && offset_of!(Q8_0, d) == 0) };
-    // Where the one unit of 2 bytes lies.
-    let half = match dtype {
-        Dtype::Q3_K => offset_of!(Q3_K, d),
-        Dtype::Q6_K => offset_of!(Q6_K, d),
-        _ => 0,
+    // Where the one unit that is no word lies, and its length.
+    let (odd, unit) = match dtype {
+        Dtype::Q3_K => (offset_of!(Q3_K, d), 2),
+        Dtype::Q6_K => (offset_of!(Q6_K, d), 2),
+        Dtype::TQ1_0 => (offset_of!(TQ1_0, d), 2),
+        Dtype::TQ2_0 => (offset_of!(TQ2_0, d), 2),
+        _ => (0, size % 4),
     };
     // A cache line of each row at a time, where blocks are all words or all halves.
     const LINE: usize = 64;
@@ -36,7 +37,7 @@ fn step(dtype: Dtype) -> (usize, Vec<Span>) {
         2 => (LINE, vec![Span { at: 0..LINE, unit: 2 }]),
         _ if size.is_multiple_of(4) => (LINE, vec![Span { at: 0..LINE, unit: 4 }]),
         _ => {
-            let spans = [(0..half, 4), (half..half + 2, 2), (half + 2..size, 4)];
+            let spans = [(0..odd, 4), (odd..odd + unit, unit), (odd + unit..size, 4)];
             (size, spans.into_iter().filter(|(at, _)| !at.is_empty()).map(|(at, unit)| Span { at, unit }).collect())
         }
     }
@@ -62,6 +63,7 @@ pub fn interleave(dtype: Dtype, rows: &[u8], panel: &mut [u8]) {
         let to = &mut panel[PANEL_ROWS * at.start..PANEL_ROWS * at.end];
         for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
             match unit {
+                1 => scatter::<1>(&row[at.clone()], r, to),
                 2 => scatter::<2>(&row[at.clone()], r, to),
                 _ => scatter::<4>(&row[at.clone()], r, to),
             }
@@ -89,6 +91,7 @@ pub fn row(dtype: Dtype, panel: &[u8], r: usize, row: &mut [u8]) {
     stretches(dtype, row.len(), |unit, at| {
         let from = &panel[PANEL_ROWS * at.start..PANEL_ROWS * at.end];
         match unit {
+            1 => gather::<1>(from, r, &mut row[at]),
             2 => gather::<2>(from, r, &mut row[at]),
             _ => gather::<4>(from, r, &mut row[at]),
         }
@@ -138,6 +141,7 @@ mod tests {
         }
         assert_eq!(step(Dtype::Q4_0).1, [Span { at: 0..2, unit: 2 }, Span { at: 2..18, unit: 4 }]);
         assert_eq!(step(Dtype::Q6_K).1, [Span { at: 0..208, unit: 4 }, Span { at: 208..210, unit: 2 }]);
+        assert_eq!(step(Dtype::MXFP4).1, [Span { at: 0..1, unit: 1 }, Span { at: 1..17, unit: 4 }]);
         assert_eq!(step(Dtype::F16).1, [Span { at: 0..64, unit: 2 }]);
     }
 
@@ -149,19 +153,23 @@ mod tests {
             let rows: Vec<u8> = (0..PANEL_ROWS * row_bytes).map(|i| (i * 31 % 251) as u8).collect();
             let mut panel = vec![0; rows.len()];
             interleave(dtype, &rows, &mut panel);
-            let half = match dtype {
-                Dtype::Q3_K => 108,
-                Dtype::Q6_K => 208,
-                _ => 0,
+            // The unit that is no word.
+            let odd = match dtype {
+                Dtype::Q3_K => 108..110,
+                Dtype::Q6_K => 208..210,
+                Dtype::TQ1_0 => 52..54,
+                Dtype::TQ2_0 => 64..66,
+                Dtype::MXFP4 => 0..1,
+                _ => 0..2,
             };
             for (r, at) in (0..PANEL_ROWS).flat_map(|r| (0..row_bytes).map(move |at| (r, at))) {
                 let in_block = at % size;
                 // The unit that the byte belongs to, and its size.
                 let (start, unit) = match size % 4 {
                     0 => (in_block / 4 * 4, 4),
-                    _ if (half..half + 2).contains(&in_block) => (half, 2),
-                    _ if in_block < half => (in_block / 4 * 4, 4),
-                    _ => ((in_block - half - 2) / 4 * 4 + half + 2, 4),
+                    _ if odd.contains(&in_block) => (odd.start, odd.len()),
+                    _ if in_block < odd.start => (in_block / 4 * 4, 4),
+                    _ => ((in_block - odd.end) / 4 * 4 + odd.end, 4),
                 };
                 let to = PANEL_ROWS * (at - in_block + start) + r * unit + in_block - start;
                 assert_eq!(panel[to], rows[r * row_bytes + at], "{dtype} row {r} byte {at}");

@@ -13,7 +13,9 @@
 //!              an element: key j (low nibble), key j + 16 (high)
 //! ```
 //!
-//! Quants and factors are those that GGUF's reference quantization makes of 32 elements of a key or value.
+//! Quants and factors are those that GGUF's reference quantization makes of 32 elements of a key or value that was
+//! [rotated](rotate): a few large elements then spread over all of them, and the steps become finer (QuaRot, Ashkboos et
+//! al. 2024). Queries are rotated alike, which leaves their products with keys as they are; sums of values are turned back.
 
 use crate::attention::{KEY_TILE, ROW_STEP};
 use crate::block::Dtype;
@@ -58,6 +60,11 @@ impl KvType {
         }
     }
 
+    /// Whether what is stored are blocks of [rotated](rotate) elements.
+    pub const fn is_quantized(self) -> bool {
+        matches!(self, KvType::Q8_0 | KvType::Q4_0)
+    }
+
     /// Elements of a block: `head_dim` must be a multiple.
     pub const fn block(self) -> usize {
         self.dtype().block().0
@@ -80,6 +87,26 @@ pub enum Side {
     Keys,
     /// Values.
     Values,
+}
+
+/// Multiplies a head by the orthonormal Walsh-Hadamard matrix, `H[i][j] = (-1)^popcount(i & j) / √n`, which is its own inverse:
+/// `n` elements at a time, the largest power of two that divides their number.
+pub fn rotate(head: &mut [f32]) {
+    let n = 1 << head.len().trailing_zeros();
+    let factor = 1.0 / (n as f32).sqrt();
+    for block in head.chunks_exact_mut(n) {
+        let mut half = 1;
+        while half < n {
+            for pair in block.chunks_exact_mut(2 * half) {
+                let (a, b) = pair.split_at_mut(half);
+                for (a, b) in a.iter_mut().zip(b) {
+                    (*a, *b) = (*a + *b, *a - *b);
+                }
+            }
+            half *= 2;
+        }
+        block.iter_mut().for_each(|x| *x *= factor);
+    }
 }
 
 /// A cache line, so that tiles begin at one.
@@ -107,7 +134,7 @@ pub struct KvTiles {
     lines: Vec<Line>,
     /// Tokens.
     len: usize,
-    /// A tile of keys on its way.
+    /// A tile of keys, or a rotated head, on its way.
     turned: Vec<f32>,
 }
 
@@ -178,10 +205,17 @@ impl KvTiles {
                         write_floats(table, self.kind, &x[i * stride..][..dim], to);
                     }
                 }
-                (Side::Values, KvType::Q8_0 | KvType::Q4_0) => {
-                    let row_bytes = size / KEY_TILE;
-                    for (i, to) in bytes.chunks_exact_mut(row_bytes).skip(j).take(n).enumerate() {
-                        write_blocks(self.kind, &x[i * stride..][..dim], to);
+                (_, KvType::Q8_0 | KvType::Q4_0) => {
+                    for i in 0..n {
+                        self.turned.clear();
+                        self.turned.extend_from_slice(&x[i * stride..][..dim]);
+                        rotate(&mut self.turned);
+                        if self.side == Side::Keys {
+                            write_key_blocks(self.kind, &self.turned, j + i, bytes);
+                        } else {
+                            let row_bytes = size / KEY_TILE;
+                            write_blocks(self.kind, &self.turned, &mut bytes[(j + i) * row_bytes..][..row_bytes]);
+                        }
                     }
                 }
                 (Side::Keys, KvType::F16 | KvType::F32) if n == KEY_TILE => {
@@ -200,11 +234,6 @@ impl KvTiles {
                                 bytes[at..at + one].copy_from_slice(value);
                             }
                         }
-                    }
-                }
-                (Side::Keys, KvType::Q8_0 | KvType::Q4_0) => {
-                    for i in 0..n {
-                        write_key_blocks(self.kind, &x[i * stride..][..dim], j + i, bytes);
                     }
                 }
             }

@@ -6,6 +6,8 @@
 
 pub mod attention;
 pub mod block;
+mod cache;
+pub mod grid;
 pub mod interleave;
 pub mod kv;
 pub mod matmul;

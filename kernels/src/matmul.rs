@@ -5,13 +5,14 @@
 //! depends on the row length alone: never on the number of rows, of tokens, or of threads, nor on how the weights lie.
 //!
 //! The rows are dealt to the team in panels of 16. A thread unpacks some columns of a panel into its first-level cache,
-//! multiplies them with all the tokens, and goes on to the next columns: the weights are read and unpacked once a call.
+//! multiplies them with a block of tokens, and goes on to the next columns. The activations of a block fit the second-level
+//! cache; the weights are read and unpacked once for each block.
 //! A few tokens are multiplied with each group of weights as it is unpacked, which keeps up with the memory.
 //! What follows a product (bias, activation, gate, residual) is done on the sums while they are in that cache.
 
 use crate::panel::{Columns, FEW, FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel, Source};
 use crate::team::Disjoint;
-use crate::{Dtype, Kernels, Team, kernels};
+use crate::{Dtype, Kernels, Team, cache, kernels};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -211,13 +212,51 @@ thread_local! {
     });
 }
 
-/// The input as products read it.
+/// Some tokens of the input as products read it. What no product reads may be empty.
 #[derive(Clone, Copy)]
 struct Ready<'a> {
+    /// The first of the tokens, and how many there are.
+    first: usize,
     n_tokens: usize,
     n_cols: usize,
     floats: &'a [f32],
     columns: Columns<'a>,
+}
+
+impl<'a> Ready<'a> {
+    /// The tokens in blocks of like size, whose activations fit a third of the second-level cache, so that they stay there
+    /// while panels pass through; but of so many tokens that unpacking weighs little.
+    fn blocks(self) -> impl Iterator<Item = Ready<'a>> {
+        const FEWEST: usize = 48;
+        // Of which the widest tiles of all levels are divisors.
+        const STEP: usize = 12;
+        let token_bytes = size_of_val(self.floats).max(self.columns.q.len()) / self.n_tokens;
+        let most = (cache::level_2() / 3 / token_bytes).max(FEWEST);
+        let size = self.n_tokens.div_ceil(self.n_tokens.div_ceil(most)).next_multiple_of(STEP);
+        (0..self.n_tokens).step_by(size).map(move |first| self.part(first..self.n_tokens.min(first + size)))
+    }
+
+    fn part(&self, tokens: Range<usize>) -> Ready<'a> {
+        fn rows<'a, T>(x: &'a [T], tokens: &Range<usize>, width: usize) -> &'a [T] {
+            if x.is_empty() { x } else { &x[tokens.start * width..tokens.end * width] }
+        }
+        let n_cols = self.n_cols;
+        let Columns { q, scale, sum16, sum32, total, .. } = self.columns;
+        Ready {
+            first: self.first + tokens.start,
+            n_tokens: tokens.len(),
+            n_cols,
+            floats: rows(self.floats, &tokens, n_cols),
+            columns: Columns {
+                n_cols,
+                q: rows(q, &tokens, n_cols),
+                scale: rows(scale, &tokens, n_cols / 32),
+                sum16: rows(sum16, &tokens, n_cols / 16),
+                sum32: rows(sum32, &tokens, n_cols / 32),
+                total: rows(total, &tokens, n_cols / 16),
+            },
+        }
+    }
 }
 
 /// `y[t, r] = Σ_c w[r, c] · x[t, c] + bias[r]` for each product, then what it asks for.
@@ -252,17 +291,20 @@ pub fn matmul_with(k: &Kernels, team: &Team, input: Input<'_>, act: &mut Activat
         return;
     }
     act.prepare(k, team, input, floats, rounded);
+    let Activations { normed, q, scale, sum16, sum32, total } = &*act;
     let ready = Ready {
+        first: 0,
         n_tokens,
         n_cols,
-        floats: if matches!(norm, Norm::None) { x } else { &act.normed },
-        columns: Columns {
-            n_cols,
-            q: &act.q,
-            scale: &act.scale,
-            sum16: &act.sum16,
-            sum32: &act.sum32,
-            total: &act.total,
+        floats: match norm {
+            _ if !floats => &[],
+            Norm::None => x,
+            _ => normed,
+        },
+        columns: if rounded {
+            Columns { n_cols, q, scale, sum16, sum32, total }
+        } else {
+            Columns { n_cols, q: &[], scale: &[], sum16: &[], sum32: &[], total: &[] }
         },
     };
     let jobs: Vec<Job<'_>> = products.iter_mut().map(Job::new).collect();
@@ -275,11 +317,13 @@ pub fn matmul_with(k: &Kernels, team: &Team, input: Input<'_>, act: &mut Activat
     let n_threads = team.n_threads();
     let parts = if cost < WORTH_A_REGION { 1 } else { n_threads * (cost / n_threads / WORTH_A_PART).clamp(1, 4) };
     team.run(parts, &|i| {
-        let mut bytes = total * i / parts..total * (i + 1) / parts;
-        for job in &jobs {
-            job.run(k, ready, job.panels(bytes.clone()));
-            let n = job.n_bytes();
-            bytes = bytes.start.saturating_sub(n)..bytes.end.saturating_sub(n);
+        for tokens in ready.blocks() {
+            let mut bytes = total * i / parts..total * (i + 1) / parts;
+            for job in &jobs {
+                job.run(k, tokens, job.panels(bytes.clone()));
+                let n = job.n_bytes();
+                bytes = bytes.start.saturating_sub(n)..bytes.end.saturating_sub(n);
+            }
         }
     });
 }
@@ -338,7 +382,7 @@ impl<'a> Job<'a> {
                     }
                 }
                 for (t, sums) in sums.iter().enumerate() {
-                    let at = t * self.weights.n_rows + row;
+                    let at = (x.first + t) * self.weights.n_rows + row;
                     // SAFETY: each panel belongs to one part, and panels do not overlap.
                     let out = unsafe { self.out.get(at..at + n) };
                     if let Then::Add = self.then {

@@ -83,6 +83,12 @@ impl Form {
             Q2_K => Form::Unsigned { group: 16, bits: 2 },
             Q3_K => Form::Unsigned { group: 16, bits: 3 },
             Q6_K => Form::Unsigned { group: 16, bits: 6 },
+            TQ1_0 | TQ2_0 => Form::Unsigned { group: 32, bits: 2 },
+            MXFP4 | IQ1_S | IQ3_S => Form::Unsigned { group: 32, bits: 5 },
+            NVFP4 | IQ1_M => Form::Unsigned { group: 16, bits: 5 },
+            IQ3_XXS => Form::Unsigned { group: 32, bits: 6 },
+            IQ2_XXS => Form::Unsigned { group: 32, bits: 7 },
+            IQ2_XS | IQ2_S => Form::Unsigned { group: 16, bits: 7 },
             Q8_0 | IQ4_NL | IQ4_XS => Form::Signed,
             _ => Form::Float,
         }

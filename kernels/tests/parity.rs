@@ -26,14 +26,34 @@ impl Random {
     }
 }
 
-/// Where the F16 factors of a block lie.
-fn factors(dtype: Dtype) -> &'static [usize] {
-    match dtype {
+/// Makes `d()` the factors of a block.
+fn set_factors(dtype: Dtype, block: &mut [u8], mut d: impl FnMut() -> half::f16) {
+    let at: &[usize] = match dtype {
         Dtype::Q4_1 | Dtype::Q5_1 | Dtype::Q4_K | Dtype::Q5_K => &[0, 2],
         Dtype::Q2_K => &[80, 82],
         Dtype::Q3_K => &[108],
         Dtype::Q6_K => &[208],
+        Dtype::TQ1_0 => &[52],
+        Dtype::TQ2_0 => &[64],
+        // Its factor lies in the upper nibbles of four words.
+        Dtype::IQ1_M => {
+            let bits = d().to_bits();
+            for i in 0..4 {
+                block[49 + 2 * i] = block[49 + 2 * i] & 15 | ((bits >> (4 * i)) as u8) << 4;
+            }
+            return;
+        }
+        // An exponent, which may be as large as that of the F16.
+        Dtype::MXFP4 => {
+            block[0] = (d().to_f32().to_bits() >> 23) as u8;
+            return;
+        }
+        // Any byte is a scale.
+        Dtype::NVFP4 => return,
         _ => &[0],
+    };
+    for at in at {
+        block[*at..at + 2].copy_from_slice(&d().to_le_bytes());
     }
 }
 
@@ -80,15 +100,12 @@ fn weights(dtype: Dtype, n: usize, kind: Kind, random: &mut Random) -> Vec<u8> {
         return bytes;
     }
     for block in bytes.chunks_exact_mut(dtype.block().1) {
-        for at in factors(dtype) {
-            let d = match kind {
-                Kind::Denormal => half::f16::from_bits(random.next() as u16 & 0x83ff),
-                Kind::Largest => half::f16::from_bits(0x7bff | random.next() as u16 & 0x8000),
-                Kind::Constant | Kind::Zeros => half::f16::from_f32(0.125),
-                _ => half::f16::from_f32(random.float() * 0.05),
-            };
-            block[*at..at + 2].copy_from_slice(&d.to_le_bytes());
-        }
+        set_factors(dtype, block, || match kind {
+            Kind::Denormal => half::f16::from_bits(random.next() as u16 & 0x83ff),
+            Kind::Largest => half::f16::from_bits(0x7bff | random.next() as u16 & 0x8000),
+            Kind::Constant | Kind::Zeros => half::f16::from_f32(0.125),
+            _ => half::f16::from_f32(random.float() * 0.05),
+        });
     }
     bytes
 }
@@ -256,7 +273,7 @@ fn quantize() {
 fn dot() {
     let (scalar, tables) = tables();
     let mut random = Random(5);
-    let forms = [(32, 4), (32, 5), (16, 2), (16, 3), (16, 6)]
+    let forms = [(32, 2), (32, 4), (32, 5), (32, 6), (32, 7), (16, 2), (16, 3), (16, 5), (16, 6), (16, 7)]
         .map(|(group, bits)| (Form::Unsigned { group, bits }, 0, (1 << bits) - 1))
         .into_iter()
         .chain([(Form::Signed, -128, 127), (Form::Signed, -64, 63), (Form::Signed, -65, 63)]);

@@ -6,6 +6,7 @@ mod setup;
 
 use half::f16;
 use mmq_kernels::attention::{KEY_CHUNK, KEY_TILE};
+use mmq_kernels::kv::rotate;
 use mmq_kernels::levels;
 use mmq_kernels::{Attention, Dtype, Kernels, Kv, KvTiles, KvType, Side, Team, attention_with};
 use setup::Random;
@@ -422,8 +423,10 @@ fn attention_matches_the_definition() {
     }
 }
 
-/// Blocks of GGUF as its reference makes them, and the floats that they hold.
-fn reference_blocks(kind: KvType, x: &[f32]) -> (Vec<u8>, Vec<f32>) {
+/// Blocks of GGUF as its reference makes them of rotated heads, and the floats that they hold.
+fn reference_blocks(kind: KvType, x: &[f32], head_dim: usize) -> (Vec<u8>, Vec<f32>) {
+    let mut x = x.to_vec();
+    x.chunks_exact_mut(head_dim).for_each(rotate);
     let (mut bytes, mut floats) = (Vec::new(), Vec::new());
     for x in x.chunks(32) {
         let largest = x.iter().copied().fold(0.0f32, |a, b| if b.abs() > a.abs() { b } else { a });
@@ -445,6 +448,24 @@ fn reference_blocks(kind: KvType, x: &[f32]) -> (Vec<u8>, Vec<f32>) {
 }
 
 #[test]
+fn rotation_is_the_walsh_hadamard_matrix() {
+    for (len, n) in [(1, 1), (32, 32), (64, 64), (96, 32), (128, 128), (160, 32)] {
+        let x = Random(len as u64).floats(len, 2.0);
+        let mut y = x.clone();
+        rotate(&mut y);
+        for (i, y) in y.iter().enumerate() {
+            let block = &x[i / n * n..][..n];
+            let signed =
+                |(j, x): (usize, &f32)| f64::from(*x) * if ((i % n) & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+            let want = block.iter().enumerate().map(signed).sum::<f64>() / (n as f64).sqrt();
+            assert!((f64::from(*y) - want).abs() < 3e-6, "{len}: {y} {want}");
+        }
+        rotate(&mut y);
+        assert!(x.iter().zip(&y).all(|(x, y)| (x - y).abs() < 2e-6), "its own inverse");
+    }
+}
+
+#[test]
 fn quantized_tiles_hold_the_blocks_of_gguf() {
     let (one, three) = (Team::new(1), Team::new(3));
     for (n_head, n_head_kv, head_dim, n_tokens, n_kv) in [
@@ -459,14 +480,21 @@ fn quantized_tiles_hold_the_blocks_of_gguf() {
             for k_kind in KvType::ALL {
                 for v_kind in KvType::ALL {
                     let floats = |kind, x: &[f32]| match kind {
-                        KvType::Q8_0 | KvType::Q4_0 => reference_blocks(kind, x).1,
+                        KvType::Q8_0 | KvType::Q4_0 => reference_blocks(kind, x, head_dim).1,
                         _ => x.to_vec(),
                     };
                     // The same attention over the floats that the blocks hold, bit for bit.
-                    let expanded =
-                        Case { k: floats(k_kind, &case.k), v: floats(v_kind, &case.v), q: case.q.clone(), ..case };
+                    let mut q = case.q.clone();
+                    if k_kind.is_quantized() {
+                        q.chunks_exact_mut(head_dim).for_each(rotate);
+                    }
+                    let expanded = Case { k: floats(k_kind, &case.k), v: floats(v_kind, &case.v), q, ..case };
+                    let mut want = expanded.run(table, &one, None);
+                    if v_kind.is_quantized() {
+                        want.chunks_exact_mut(head_dim).for_each(rotate);
+                    }
                     let got = case.run(table, &three, Some([k_kind, v_kind]));
-                    assert_eq!(got, expanded.run(table, &one, None), "{:?}, {k_kind:?}, {v_kind:?}", case.a);
+                    assert_eq!(got, want, "{:?}, {k_kind:?}, {v_kind:?}", case.a);
                 }
             }
         }
@@ -481,7 +509,7 @@ fn quantized_tiles_hold_the_blocks_of_gguf() {
             let mut tiles = KvTiles::new(kind, Side::Values, 1, 64);
             tiles.push(table, &x, 100);
             let Kv::Tiles(_, bytes) = tiles.view() else { panic!("a store is made of tiles") };
-            let (want, _) = reference_blocks(kind, &x);
+            let (want, _) = reference_blocks(kind, &x, 64);
             assert_eq!(&bytes[..want.len()], want, "{kind:?}");
         }
         // A number that is none, or too large, does not vanish.
@@ -557,7 +585,7 @@ fn expanded_keys() {
                 let Kv::Tiles(_, bytes) = tiles.view() else { panic!("a store is made of tiles") };
                 let floats = match kind {
                     KvType::F16 => x.iter().map(|x| f16::from_f32(*x).to_f32()).collect(),
-                    _ => reference_blocks(kind, &x).1,
+                    _ => reference_blocks(kind, &x, dim).1,
                 };
                 let got = misaligned(&vec![0.0; x.len()], 7.0, dim % 9, |out| (table.expand_keys)(kind, bytes, out));
                 for (i, y) in got.iter().enumerate() {

@@ -192,7 +192,9 @@ impl TextModel for Llama {
                 cache.truncate(n_past);
                 return Err(stopped);
             }
-            let n_out = if il + 1 == self.layers.len() { n_logits } else { n_tokens };
+            // Who collects wants to see every token, also in the last layer.
+            let all = il + 1 < self.layers.len() || cx.collector.is_some();
+            let n_out = if all { n_tokens } else { n_logits };
             layer.forward(cx, s, il, &cos, &sin, cache, x, n_out, &mut scratch);
         }
         cache.advance(n_tokens);

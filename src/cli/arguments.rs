@@ -105,6 +105,50 @@ pub const PERPLEXITY: &[Flag] = &[
     ),
 ];
 
+/// llama-imatrix's flags that are not flags of `mmq imatrix` in this spelling.
+pub const IMATRIX: &[Flag] = &[
+    (&["-mm"], Value, Long("--mmproj")),
+    (&["-ub"], Value, Long("--ubatch-size")),
+    (&["-ctk"], Value, Long("--cache-type-k")),
+    (&["-ctv"], Value, Long("--cache-type-v")),
+    (&["-ofreq"], Value, Long("--output-frequency")),
+    (&["--ppl"], Takes::Nothing, NOTHING),
+    (&["-e", "--escape"], Takes::Nothing, Note(&[], "the text is taken as it is")),
+    (&["-ngl", "--gpu-layers", "--n-gpu-layers", "-dev", "--device"], Value, ON_CPU),
+    (&["-sm", "--split-mode", "-ts", "--tensor-split", "-mg", "--main-gpu"], Value, ON_CPU),
+    (&["-ot", "--override-tensor", "-ncmoe", "--n-cpu-moe", "-ncffn", "--n-cpu-ffn"], Value, NOTHING),
+    (&["-cmoe", "--cpu-moe", "-kvo", "--kv-offload", "-nkvo", "--no-kv-offload"], Takes::Nothing, NOTHING),
+    (&["--no-host", "--op-offload", "--no-op-offload", "--repack", "-nr", "--no-repack"], Takes::Nothing, NOTHING),
+    (&["-fa", "--flash-attn", "-fit", "--fit"], Switch, NOTHING),
+    (&["-fitt", "--fit-target", "-fitc", "--fit-ctx", "-dt", "--defrag-thold"], Value, NOTHING),
+    (&["-lm", "--load-mode", "-lzm", "--lazy-mode"], Value, NOTHING),
+    (&["-tb", "--threads-batch"], Value, Note(&["-1"], "batches take as many threads as -t says")),
+    (&["-C", "--cpu-mask", "-Cr", "--cpu-range", "-Cb", "--cpu-mask-batch"], Value, NOT_PINNED),
+    (&["-Crb", "--cpu-range-batch", "--numa"], Value, NOT_PINNED),
+    (&["--cpu-strict", "--cpu-strict-batch", "--prio", "--prio-batch", "--poll", "--poll-batch"], Value, NOTHING),
+    (&["-np", "--parallel", "-s", "--seed", "-n", "--predict", "--n-predict", "--keep"], Value, NOTHING),
+    (
+        &["--mmap", "--no-mmap", "--no-warmup", "--warmup", "--no-escape", "--perf", "--no-perf"],
+        Takes::Nothing,
+        NOTHING,
+    ),
+    (&["-v", "--verbose", "--log-verbose", "--log-disable", "--swa-full", "--offline"], Takes::Nothing, NOTHING),
+    (&["--mlock"], Takes::Nothing, Note(&[], "memory is not locked")),
+    (&["--check-tensors"], Takes::Nothing, Note(&[], "weights are not searched for NaN")),
+    (&["-lv", "--verbosity", "--log-verbosity"], Value, NOTHING),
+    (&["--log-file"], Value, NO_LOG),
+    (&["-bf", "--binary-file"], Value, Missing("texts are UTF-8 (-f)")),
+    (&["--rpc"], Value, Missing("mmq runs on this machine alone")),
+    (&["--override-kv"], Value, Missing("metadata is taken as the model file has it")),
+    (&["--rope-scaling", "--rope-scale", "--rope-freq-base", "--rope-freq-scale"], Value, NO_ROPE),
+    (&["--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled"], Value, NO_LORA),
+    (
+        &["-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-hft", "--hf-token", "-mu", "--model-url", "-dr"],
+        Value,
+        NO_DOWNLOAD,
+    ),
+];
+
 /// llama.cpp's flags that are not flags of `mmq run` in this spelling.
 pub const RUN: &[Flag] = &[
     (&["-mm"], Value, Long("--mmproj")),
@@ -329,7 +373,7 @@ mod tests {
 
     #[test]
     fn every_flag_is_listed_once() {
-        for flags in [RUN, BENCH, PERPLEXITY] {
+        for flags in [RUN, BENCH, PERPLEXITY, IMATRIX] {
             let mut names: Vec<&str> = flags.iter().flat_map(|(names, ..)| names.iter().copied()).collect();
             names.sort_unstable();
             let n = names.len();

@@ -2,10 +2,13 @@
 
 mod arguments;
 mod bench;
+mod convert;
 mod image_tokens;
+mod imatrix;
 mod inspect;
 mod pack;
 mod perplexity;
+mod rows;
 mod run;
 mod tokenize;
 mod verify;
@@ -17,6 +20,7 @@ use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// On-device multimodal models: a GGUF model and a picture in, tokens out.
 #[derive(Parser)]
@@ -31,6 +35,8 @@ enum Command {
     Run(Box<run::Args>),
     Bench(Box<bench::Args>),
     Perplexity(Box<perplexity::Args>),
+    Convert(convert::Args),
+    Imatrix(Box<imatrix::Args>),
     Inspect(inspect::Args),
     Pack(pack::Args),
     Tokenize(tokenize::Args),
@@ -65,6 +71,7 @@ fn spell_out(command: &clap::Command, arguments: Vec<OsString>) -> Result<argume
         "run" => arguments::RUN,
         "bench" => arguments::BENCH,
         "perplexity" => arguments::PERPLEXITY,
+        "imatrix" => arguments::IMATRIX,
         _ => return Ok(arguments::Spelled { arguments, notes: Vec::new() }),
     };
     let subcommand = command.find_subcommand(first).expect("it is a subcommand");
@@ -96,6 +103,8 @@ fn start(matches: &ArgMatches, notes: Vec<String>) -> Result<()> {
         Command::Run(args) => run::run(&args, &notes),
         Command::Bench(args) => bench::run(&args, &notes),
         Command::Perplexity(args) => perplexity::run(&args, &notes),
+        Command::Convert(args) => convert::run(&args),
+        Command::Imatrix(args) => imatrix::run(&args, &notes),
         Command::Inspect(args) => inspect::run(&args),
         Command::Pack(args) => pack::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
@@ -129,6 +138,15 @@ fn scaled(n: u64) -> String {
         1_000..1_000_000 => format!("{:.1} k", n as f64 / 1e3),
         1_000_000..1_000_000_000 => format!("{:.1} M", n as f64 / 1e6),
         _ => format!("{:.2} G", n as f64 / 1e9),
+    }
+}
+
+/// A time for people: `3.1 minutes`.
+fn clock(time: Duration) -> String {
+    match time.as_secs_f64() {
+        s if s < 60.0 => format!("{s:.1} seconds"),
+        s if s < 3600.0 => format!("{:.1} minutes", s / 60.0),
+        s => format!("{:.1} hours", s / 3600.0),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod report;
 
+use super::rows::{self, Row};
 use super::run::report::Progress;
 use super::run::{image_sources, kv_type, place_images};
 use super::{catch_ctrl_c, n_threads, read_text, say};
@@ -9,9 +10,9 @@ use crate::media::{self, DecodeOptions};
 use crate::pipelines::evaluate::{Cut, Evaluation, Stretch};
 use crate::pipelines::{Cancel, EncodedImage, Engine, EngineOptions, KvType, SessionOptions, find_mmproj};
 use crate::text::template::{Message, Role};
-use crate::{Error, ErrorKind, Result, bail};
+use crate::{Result, bail};
 use report::Report;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Measures how well a model predicts a text, and with --base how far its predictions are from another model's.
@@ -105,13 +106,6 @@ pub struct Args {
     quiet: bool,
 }
 
-/// What is asked, and the answer that is scored.
-struct Row {
-    images: Vec<String>,
-    text: String,
-    answer: String,
-}
-
 /// What is scored.
 enum Work {
     Text(String),
@@ -182,11 +176,11 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
 /// What the command line asks to be scored.
 fn work(args: &Args) -> Result<Work> {
     if let Some(path) = &args.rows {
-        return rows(path).map(Work::Rows);
+        return rows::read(path, true).map(Work::Rows);
     }
     match (&args.prompt, &args.file, &args.answer) {
         (Some(prompt), None, Some(answer)) => {
-            let row = Row { images: image_sources(&args.image)?, text: prompt.clone(), answer: answer.clone() };
+            let row = Row { images: image_sources(&args.image)?, text: prompt.clone(), answer: Some(answer.clone()) };
             Ok(Work::Rows(vec![row]))
         }
         (Some(prompt), None, None) => Ok(Work::Text(prompt.clone())),
@@ -200,39 +194,6 @@ fn work(args: &Args) -> Result<Work> {
         }
         _ => bail!(Usage, "no text: give one with -f FILE or -p TEXT, or questions and answers with --rows FILE"),
     }
-}
-
-/// The rows of a file of JSON lines.
-fn rows(path: &Path) -> Result<Vec<Row>> {
-    let text = read_text(path)?;
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let mut rows = Vec::new();
-    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let wrong = |what: String| Error::new(ErrorKind::Format, format!("{}, line {}: {what}", path.display(), i + 1));
-        let row: serde_json::Value = serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
-        let field = |name: &str| {
-            let value = row.get(name).and_then(|value| value.as_str());
-            value.map(str::to_owned).ok_or_else(|| wrong(format!("expected a string \"{name}\"")))
-        };
-        let images = match row.get("image") {
-            None | Some(serde_json::Value::Null) => Vec::new(),
-            Some(serde_json::Value::Array(list)) => list.iter().collect(),
-            Some(one) => vec![one],
-        };
-        let locate = |image: &serde_json::Value| match image.as_str() {
-            None | Some("-") => Err(wrong("expected \"image\" to be a path or a list of paths".into())),
-            Some(data) if data.starts_with("data:") => Ok(data.to_owned()),
-            Some(name) => {
-                folder.join(name).into_os_string().into_string().map_err(|p| wrong(format!("{p:?}: no UTF-8")))
-            }
-        };
-        let images = images.into_iter().map(locate).collect::<Result<_>>()?;
-        rows.push(Row { images, text: field("text")?, answer: field("answer")? });
-    }
-    if rows.is_empty() {
-        bail!(Usage, "{}: there are no rows", path.display());
-    }
-    Ok(rows)
 }
 
 fn load(args: &Args, sees: bool) -> Result<Models> {
@@ -256,7 +217,8 @@ impl Models {
         let message = [Message { role: Role::User, content: text }];
         let stretch = |images: &[Arc<EncodedImage>]| {
             // Template and tokens are the model's for both, so that only weights differ.
-            Stretch::answer(&self.model, self.model.chat_prompt(&message, images)?, &row.answer)
+            let answer = row.answer.as_deref().unwrap_or_default();
+            Stretch::answer(&self.model, self.model.chat_prompt(&message, images)?, answer)
         };
         let decode = DecodeOptions::default();
         let pictures = row.images.iter().map(|source| media::load(source, &decode)).collect::<Result<Vec<_>>>()?;

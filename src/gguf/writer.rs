@@ -104,19 +104,7 @@ impl Writer {
     /// `Io` if it cannot be written, `Format` if a reader would refuse it, and whatever `data` returns.
     pub fn write(&self, path: impl AsRef<Path>, data: impl FnMut(&TensorInfo, &mut Sink) -> Result<()>) -> Result<()> {
         let path = path.as_ref();
-        let failed = |e| Error::io(path, &e);
-        // Renaming onto a link would replace the link.
-        let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-        if target.exists() && !target.is_file() {
-            bail!(Io, "{}: is no regular file, and cannot be replaced by one", path.display());
-        }
-        let (temporary, file) = Temporary::beside(&target).map_err(failed)?;
-        let mut out = BufWriter::with_capacity(1 << 20, file);
-        self.write_to(&path.display().to_string(), &mut out, data)?;
-        let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
-        file.sync_all().map_err(failed)?;
-        drop(file);
-        temporary.rename(&target).map_err(failed)
+        replace(path, |out| self.write_to(&path.display().to_string(), out, data))
     }
 
     /// Writes the file to `out`, which messages call `name`, asking `data` for each tensor's bytes in turn.
@@ -194,6 +182,26 @@ impl Writer {
         }
         Ok(alignment)
     }
+}
+
+/// Writes `path` anew: `write` fills a file beside it, which is renamed when it is complete.
+///
+/// # Errors
+/// `Io` if it cannot be written, and whatever `write` returns; `path` is as it was then.
+pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let failed = |e| Error::io(path, &e);
+    // Renaming onto a link would replace the link.
+    let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    if target.exists() && !target.is_file() {
+        bail!(Io, "{}: is no regular file, and cannot be replaced by one", path.display());
+    }
+    let (temporary, file) = Temporary::beside(&target).map_err(failed)?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    write(&mut out)?;
+    let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
+    file.sync_all().map_err(failed)?;
+    drop(file);
+    temporary.rename(&target).map_err(failed)
 }
 
 /// How many arrays lie within each other.

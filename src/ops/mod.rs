@@ -3,8 +3,10 @@
 //! A matrix of activations is a slice `[n_tokens, width]`. A wrong shape here is a bug of ours and panics; what comes from
 //! a file has been checked by [`crate::tensor::Loader`].
 
+mod collect;
 mod trace;
 
+pub use collect::{Collector, Inputs};
 pub use trace::Trace;
 
 use crate::device::Cpu;
@@ -26,12 +28,14 @@ pub struct Cx<'a> {
     pub progress: Option<&'a mut dyn FnMut(f32)>,
     /// Records named activations, if there.
     pub trace: Option<&'a mut Trace>,
+    /// Sums up the squared inputs of matrices, if there.
+    pub collector: Option<&'a mut Collector>,
 }
 
 impl<'a> Cx<'a> {
     /// A context that nobody watches.
     pub fn new(device: &'a Cpu, activations: &'a mut Activations) -> Cx<'a> {
-        Cx { device, activations, cancel: None, progress: None, trace: None }
+        Cx { device, activations, cancel: None, progress: None, trace: None, collector: None }
     }
 
     /// An error if the caller wants to stop; otherwise reports that `done` of `total` layers are finished.
@@ -119,9 +123,37 @@ fn products<const N: usize>(cx: &mut Cx<'_>, x: &[f32], norm: Norm<'_>, mut prod
     mmq_kernels::matmul(&cx.device.team, input, cx.activations, &mut products);
 }
 
+/// Notes that `x: [n_tokens, n_in]`, which passes through `norm` first, is multiplied with `layers`, if someone collects.
+fn collect(cx: &mut Cx<'_>, x: &[f32], norm: Norm<'_>, layers: &[&Linear]) {
+    let Some(collector) = cx.collector.take() else { return };
+    let n = layers[0].weight.n_cols();
+    let wanted = || layers.iter().map(|layer| layer.weight.name()).filter(|name| collector.wants(name));
+    if wanted().next().is_some() {
+        let mut normed = Vec::new();
+        if !matches!(norm, Norm::None) {
+            normed.resize(x.len(), 0.0);
+            let k = cx.device.kernels;
+            rows(cx, &mut normed, n, &|i, y| {
+                let x = &x[i * n..(i + 1) * n];
+                match norm {
+                    Norm::None => {}
+                    Norm::Rms { weight, eps } => (k.rms_norm)(x, weight, eps, y),
+                    Norm::Layer { weight, bias, eps } => (k.layer_norm)(x, weight, bias, eps, y),
+                }
+            });
+        }
+        let x = if normed.is_empty() { x } else { &normed };
+        for name in wanted().collect::<Vec<_>>() {
+            collector.add(cx.device, name, x, n);
+        }
+    }
+    cx.collector = Some(collector);
+}
+
 /// Products of one input `x: [n_tokens, n_in]`, which passes through `norm` first, with several layers; each `out` becomes
 /// `[n_tokens, n_out]`.
 pub fn linear<const N: usize>(cx: &mut Cx<'_>, x: &[f32], norm: Norm<'_>, layers: [(&Linear, &mut Vec<f32>); N]) {
+    collect(cx, x, norm, &layers.each_ref().map(|(layer, _)| *layer));
     let run = layers.map(|(layer, out)| {
         out.resize(layer.n_out(x.len()), 0.0);
         layer.product(Then::Store, out)
@@ -131,6 +163,7 @@ pub fn linear<const N: usize>(cx: &mut Cx<'_>, x: &[f32], norm: Norm<'_>, layers
 
 /// `residual += layer(x)`, with `residual: [n_tokens, n_out]`.
 pub fn linear_add(cx: &mut Cx<'_>, x: &[f32], layer: &Linear, residual: &mut [f32]) {
+    collect(cx, x, Norm::None, &[layer]);
     products(cx, x, Norm::None, [layer.product(Then::Add, residual)]);
 }
 
@@ -162,6 +195,7 @@ pub fn linear_activated(
 ) {
     out.resize(layer.n_out(x.len()), 0.0);
     let f = activation.kernel(cx.device.kernels);
+    collect(cx, x, norm, &[layer]);
     products(cx, x, norm, [layer.product(Then::Apply(f), out)]);
 }
 
@@ -169,6 +203,7 @@ pub fn linear_activated(
 pub fn gated(cx: &mut Cx<'_>, x: &[f32], norm: Norm<'_>, gate: &Linear, up: &Linear, out: &mut Vec<f32>) {
     out.resize(gate.n_out(x.len()), 0.0);
     if gate.bias.is_none() && up.bias.is_none() {
+        collect(cx, x, norm, &[gate, up]);
         return products(cx, x, norm, [gate.product(Then::Gate(up.weight.view()), out)]);
     }
     let mut right = Vec::new();

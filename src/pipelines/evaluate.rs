@@ -38,6 +38,11 @@ impl Stretch {
     /// # Errors
     /// A text of fewer than `2 · n_ctx` tokens; sizes that leave nothing to score; a tokenizer that appends EOS.
     pub fn cut(engine: &Engine, text: &str, cut: &Cut) -> Result<Vec<Stretch>> {
+        Stretch::cut_tokens(engine, &engine.tokenizer().encode(text, true, false), cut)
+    }
+
+    /// [`Stretch::cut`], of a text that is tokens already.
+    pub(super) fn cut_tokens(engine: &Engine, tokens: &[u32], cut: &Cut) -> Result<Vec<Stretch>> {
         let n_ctx = cut.n_ctx;
         if n_ctx < 3 {
             bail!(Usage, "a context of {n_ctx} tokens leaves none to score: expected at least 3 (-c)");
@@ -53,7 +58,6 @@ impl Stretch {
         if tokenizer.add_eos() {
             bail!(Unsupported, "{}: the tokenizer ends every text with EOS: it cannot be cut", engine.name());
         }
-        let tokens = tokenizer.encode(text, true, false);
         if tokens.len() / 2 < n_ctx {
             bail!(
                 Usage,
@@ -87,7 +91,7 @@ impl Stretch {
     }
 
     /// The tokens that are scored.
-    fn scored(&self) -> Result<&[u32]> {
+    pub(super) fn scored(&self) -> Result<&[u32]> {
         match self.prompt.pieces.last() {
             Some(Piece::Tokens(tokens))
                 if self.n_scored > 0 && self.n_scored <= tokens.len() && self.n_scored < self.prompt.n_tokens() =>
@@ -161,8 +165,8 @@ impl Quantiles {
 
 /// One scored token.
 #[derive(Clone, Copy, Default)]
-struct Score {
-    nll: f64,
+pub(super) struct Score {
+    pub(super) nll: f64,
     nll_base: f64,
     kld: f64,
     same_top: bool,
@@ -184,14 +188,14 @@ struct Sums {
 }
 
 #[derive(Clone, Copy, Default)]
-struct Moments {
-    n: usize,
+pub(super) struct Moments {
+    pub(super) n: usize,
     sum: f64,
     squares: f64,
 }
 
 impl Moments {
-    fn add(&mut self, x: f64) {
+    pub(super) fn add(&mut self, x: f64) {
         self.n += 1;
         self.sum += x;
         self.squares += x * x;
@@ -205,7 +209,7 @@ impl Moments {
     }
 
     /// `exp` of the mean, if these are negative logarithms of probabilities.
-    fn perplexity(&self) -> Perplexity {
+    pub(super) fn perplexity(&self) -> Perplexity {
         let ln_ppl = self.mean();
         Perplexity { ppl: ln_ppl.exp(), ln_ppl }
     }
@@ -387,7 +391,7 @@ impl Evaluation {
 
 impl Score {
     /// Scores one row of logits for the token that came.
-    fn of(device: &Cpu, logits: &[f32], base: Option<&[f32]>, token: usize) -> Score {
+    pub(super) fn of(device: &Cpu, logits: &[f32], base: Option<&[f32]>, token: usize) -> Score {
         let kernels = device.kernels;
         // The logarithm of the sum and the distance to the largest logit apart: their sum would cost digits.
         let row = |logits: &[f32]| {

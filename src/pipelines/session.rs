@@ -4,7 +4,7 @@ use super::engine::Engine;
 use super::prompt::{Piece, Prompt, Slot};
 use crate::architectures::Logits;
 use crate::blocks::kv_cache::{KvCache, KvType, KvTypes};
-use crate::ops::{Cx, Trace};
+use crate::ops::{Collector, Cx, Trace};
 use crate::text::stop::StopMatcher;
 use crate::text::{Sampler, SamplerParams, StreamDecoder};
 use crate::{ErrorKind, Result, bail};
@@ -112,6 +112,8 @@ pub struct Session {
     activations: Activations,
     n_ubatch: usize,
     cancel: Cancel,
+    /// Sums up what goes into the matrices, if there.
+    pub(super) collector: Option<Collector>,
 }
 
 impl Session {
@@ -133,6 +135,7 @@ impl Session {
             activations: Activations::default(),
             n_ubatch: options.n_ubatch,
             cancel: cancel.clone(),
+            collector: None,
             engine: engine.clone(),
         })
     }
@@ -341,6 +344,7 @@ impl Session {
         cx.cancel = Some(self.cancel.flag());
         cx.trace = trace;
         cx.progress = progress;
+        cx.collector = self.collector.as_mut();
         self.engine.text.forward(&mut cx, x, &mut self.cache, which, &mut self.logits)
     }
 

@@ -1,14 +1,15 @@
 //! Typed views of stored tensors: what models are made of. No arithmetic here.
 
-mod repack;
+mod prepare;
 
-pub use repack::Repack;
+pub use prepare::Prepare;
 
 use crate::gguf::{Bytes, Gguf, TensorInfo};
 use crate::{Dtype, Error, Result, bail};
 use mmq_kernels::panel::PANEL_ROWS;
-use mmq_kernels::{Layout, Team, Weights, interleave, kernels, round};
+use mmq_kernels::{Layout, Weights, interleave, kernels};
 use std::cell::RefCell;
+use std::sync::Arc;
 
 /// What a vision encoder and its projector compute with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,12 +39,12 @@ impl std::str::FromStr for Precision {
 /// How weights come into memory.
 #[derive(Clone, Copy, Default)]
 pub struct Loading<'a> {
-    /// The threads that make new forms of weights. Without them everything stays as it is stored: nothing will be run.
-    pub team: Option<&'a Team>,
+    /// What makes new forms of weights. Without it everything stays as it is stored: nothing will be run.
+    pub prepare: Option<&'a Prepare<'a>>,
     /// For vision encoders and projectors.
     pub vision: Precision,
-    /// Interleaves matrices; without it they are multiplied with as they are stored.
-    pub repack: Option<&'a Repack<'a>>,
+    /// Whether matrices are interleaved, or multiplied with as they are stored.
+    pub repack: bool,
     /// Where the names of the matrices that are asked for are noted.
     pub noted: Option<&'a RefCell<Vec<String>>>,
 }
@@ -51,6 +52,7 @@ pub struct Loading<'a> {
 /// A matrix of any runnable type: `[n_rows, n_cols]`, rows are output features. Left where it is stored, or made at load.
 #[derive(Clone)]
 pub struct Weight {
+    name: Arc<str>,
     dtype: Dtype,
     layout: Layout,
     n_rows: usize,
@@ -59,10 +61,9 @@ pub struct Weight {
 }
 
 impl Weight {
-    /// A matrix made at load: `data` holds `n_rows · dtype.row_bytes(n_cols)` bytes in `layout`.
-    pub fn made(dtype: Dtype, layout: Layout, n_rows: usize, n_cols: usize, data: Vec<u8>) -> Weight {
-        assert_eq!(dtype.row_bytes(n_cols).map(|n| n * n_rows), Some(data.len()));
-        Weight { dtype, layout, n_rows, n_cols, bytes: Bytes::from(data) }
+    /// The name of the tensor that it is.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
     }
 
     /// Output features.
@@ -95,11 +96,6 @@ impl Weight {
             return (kernels().dequantize)(self.dtype, &row, out);
         }
         (kernels().dequantize)(self.dtype, &self.bytes[i * n..(i + 1) * n], out);
-    }
-
-    /// Tells the system that the matrix will not be read soon; see [`Bytes::give_back`].
-    pub fn give_back(&self) {
-        self.bytes.give_back(0..self.bytes.len());
     }
 }
 
@@ -135,12 +131,14 @@ impl<'a> Loader<'a> {
     /// outermost dimension.
     ///
     /// # Errors
-    /// A tensor that is missing, of another shape or of a type without kernels; [`Loading::repack`] that is cancelled or
+    /// A tensor that is missing, of another shape or of a type without kernels; [`Loading::prepare`] that is cancelled or
     /// finds no memory.
     pub fn weight(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
         let stored = self.matrix(name, n_rows, n_cols)?;
-        match self.loading.repack {
-            Some(repack) if stored.layout == Layout::Rows && n_rows >= PANEL_ROWS => repack.run(&stored),
+        match self.loading.prepare {
+            Some(prepare) if self.loading.repack && stored.layout == Layout::Rows && n_rows >= PANEL_ROWS => {
+                prepare.interleave(&stored)
+            }
             _ => Ok(stored),
         }
     }
@@ -183,7 +181,7 @@ impl<'a> Loader<'a> {
             );
         }
         let bytes = self.gguf.bytes(info);
-        Ok(Weight { dtype: info.dtype, layout: info.layout, n_rows, n_cols, bytes })
+        Ok(Weight { name: name.into(), dtype: info.dtype, layout: info.layout, n_rows, n_cols, bytes })
     }
 
     /// As [`Loader::weight`], for a layer of a vision encoder or projector: in [`Loading::vision`] precision. Rows that are no
@@ -191,13 +189,10 @@ impl<'a> Loader<'a> {
     pub fn vision_weight(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
         let is_float = matches!(self.info(name)?.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
         match self.loading {
-            Loading { team: Some(team), vision: Precision::Auto | Precision::Int8, .. }
+            Loading { prepare: Some(prepare), vision: Precision::Auto | Precision::Int8, .. }
                 if is_float && n_cols.is_multiple_of(32) =>
             {
-                let stored = self.matrix(name, n_rows, n_cols)?;
-                let data = round::to_q8_0(team, stored.view(), round::Steps::of(kernels().level));
-                stored.give_back();
-                Ok(Weight::made(Dtype::Q8_0, Layout::Panels, n_rows, n_cols, data))
+                prepare.round(&self.matrix(name, n_rows, n_cols)?)
             }
             _ => self.weight(name, n_rows, n_cols),
         }

@@ -84,6 +84,34 @@ pub(crate) trait Lanes:
     fn keep(self, mask: Self::Mask) -> Self {
         Self::select(mask, self, Self::splat(0.0))
     }
+
+    /// Of candidates whose digits are packed in `bits` bits each, the one with the least sum of `costs[i][digit i]`, to which
+    /// the least of `flips[i][digit i]` is added: its number and its cost. The entry is chosen by the 3 bits from where the digit
+    /// begins. Of equal ones it is the first of the first lane of eight that has one.
+    #[inline(always)]
+    fn least_sum<const D: usize>(
+        costs: &[[f32; 8]; D],
+        flips: Option<&[[f32; 8]; D]>,
+        bits: usize,
+        candidates: &[[u16; 8]],
+    ) -> (usize, f32) {
+        let mut least = [(0, f32::INFINITY); 8];
+        for (c, candidates) in candidates.iter().enumerate() {
+            for (l, (least, digits)) in least.iter_mut().zip(candidates).enumerate() {
+                let digit = |i: usize| usize::from(digits >> (bits * i) & 7);
+                let mut sum = (1..D).fold(costs[0][digit(0)], |sum, i| sum + costs[i][digit(i)]);
+                if let Some(flips) = flips {
+                    let first = flips[0][digit(0)];
+                    sum +=
+                        (1..D).fold(first, |flip, i| if flips[i][digit(i)] < flip { flips[i][digit(i)] } else { flip });
+                }
+                if sum < least.1 {
+                    *least = (8 * c + l, sum);
+                }
+            }
+        }
+        least.into_iter().reduce(|a, b| if b.1 < a.1 { b } else { a }).expect("there are lanes")
+    }
 }
 
 /// Something that runs over vectors of any width. `run` must be inlined, as everything that it calls with vectors: only

@@ -12,6 +12,7 @@ pub(crate) mod quantize_weights;
 mod rope;
 pub(crate) mod softmax;
 pub(crate) mod unpack;
+mod unpack_small;
 
 use crate::panel::{Columns, FLOAT_COLS, Form, PANEL_COLS, PANEL_ROWS};
 use crate::{Kernels, Level};

@@ -18,7 +18,7 @@ pub fn quantize_weights(
         Dtype::F32 => each(x, out, f32::to_le_bytes),
         Dtype::F16 => each(x, out, |x| f16::from_f32(x).to_le_bytes()),
         Dtype::BF16 => each(x, out, |x| bf16::from_f32(x).to_le_bytes()),
-        _ => quantize_on::<Plain>(dtype, search, x, n_cols, importance, out),
+        _ => quantize_on::<Plain, Plain>(dtype, search, x, n_cols, importance, out),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Blocks to quants, scales and mins, and from there to floats and to panels.
 
+use super::unpack_small;
 use crate::block::*;
 use crate::interleave;
 use crate::panel::{FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel, Source};
@@ -57,7 +58,7 @@ pub(crate) fn scales_iq4(b: &IQ4_XS) -> [i8; 8] {
     scale
 }
 
-fn nibble(qs: &[u8; 16], i: usize) -> u8 {
+pub(super) fn nibble(qs: &[u8; 16], i: usize) -> u8 {
     qs[i % 16] >> (i / 16 * 4) & 15
 }
 
@@ -118,12 +119,12 @@ pub(crate) fn groups(dtype: Dtype, bytes: &[u8], scale: &mut [f32; 16], min: &mu
             (0..16).for_each(|g| scale[g] = d * f32::from(s[g / 2]));
             min.fill(0.0);
         }
-        _ => unreachable!("{dtype} has no scales"),
+        _ => unpack_small::groups(dtype, bytes, scale, min),
     }
 }
 
 /// The quants of the one block in `bytes`, in order.
-fn quants(dtype: Dtype, bytes: &[u8], q: &mut [i8; QK_K]) {
+pub(crate) fn quants(dtype: Dtype, bytes: &[u8], q: &mut [i8; QK_K]) {
     match dtype {
         Dtype::Q4_0 => {
             let b = &Q4_0::slice(bytes)[0];
@@ -176,11 +177,11 @@ fn quants(dtype: Dtype, bytes: &[u8], q: &mut [i8; QK_K]) {
             let b = &IQ4_XS::slice(bytes)[0];
             (0..QK_K).for_each(|i| q[i] = IQ4_CODES[usize::from(b.qs[i / 32 * 16 + i % 16] >> (i % 32 / 16 * 4) & 15)]);
         }
-        _ => unreachable!("{dtype} has no quants"),
+        _ => unpack_small::quants(dtype, bytes, q),
     }
 }
 
-fn two_bits(qs: &[u8; 64], i: usize) -> u8 {
+pub(super) fn two_bits(qs: &[u8; 64], i: usize) -> u8 {
     qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3
 }
 
@@ -203,6 +204,12 @@ pub(crate) const fn offset(dtype: Dtype) -> i8 {
         Dtype::Q5_0 => 16,
         Dtype::Q3_K => 4,
         Dtype::Q6_K => 32,
+        Dtype::TQ1_0 | Dtype::TQ2_0 => 1,
+        Dtype::IQ1_S | Dtype::IQ1_M => 9,
+        Dtype::MXFP4 | Dtype::NVFP4 => 12,
+        Dtype::IQ3_S => 15,
+        Dtype::IQ3_XXS => 31,
+        Dtype::IQ2_XXS | Dtype::IQ2_XS | Dtype::IQ2_S => 43,
         _ => 0,
     }
 }

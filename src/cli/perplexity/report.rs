@@ -1,12 +1,12 @@
 //! What `mmq perplexity` tells: progress on standard error, the result on standard output.
 
 use crate::Result;
-use crate::cli::{printed, say};
+use crate::cli::{clock, printed, say};
 use crate::pipelines::Engine;
 use crate::pipelines::evaluate::{Divergence, Estimate, Evaluation, Perplexity, Quantiles};
 use serde_json::{Value, json};
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Quantiles that are printed, with their names.
 const QUANTILES: [(&str, f64); 13] = [
@@ -180,12 +180,4 @@ fn percent(e: Estimate) -> Estimate {
 /// Value and error, each `width` wide with `digits` decimals.
 fn both(e: Estimate, width: usize, digits: usize) -> String {
     format!("{:>width$.digits$} ± {:>width$.digits$}", e.value, e.error)
-}
-
-fn clock(time: Duration) -> String {
-    match time.as_secs_f64() {
-        s if s < 60.0 => format!("{s:.1} seconds"),
-        s if s < 3600.0 => format!("{:.1} minutes", s / 60.0),
-        s => format!("{:.1} hours", s / 3600.0),
-    }
 }

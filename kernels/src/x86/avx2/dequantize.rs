@@ -119,7 +119,12 @@ fn quants(dtype: Dtype, block: &[u8]) -> [__m256i; 8] {
                 *q = iq4_values(nibbles(qs));
             }
         }
-        _ => unreachable!("{dtype} has no quants"),
+        _ => {
+            let mut bytes = [0; QK_K];
+            scalar::unpack::quants(dtype, block, &mut bytes);
+            let bytes = bytes.map(|q| q as u8);
+            (0..8).for_each(|j| q[j] = load(&bytes.as_chunks().0[j]));
+        }
     }
     q
 }

@@ -14,9 +14,12 @@ pub fn dot(form: Form, panel: &Panel, n: usize, x: Columns<'_>, first: usize, ac
     unsafe {
         match form {
             Form::Unsigned { group: 32, bits: ..=4 } => tokens::<8, 8, UNSIGNED>(panel, n, x, first, acc),
-            Form::Unsigned { group: 32, .. } => tokens::<8, 4, UNSIGNED>(panel, n, x, first, acc),
+            Form::Unsigned { group: 32, bits: 5 } => tokens::<8, 4, UNSIGNED>(panel, n, x, first, acc),
+            Form::Unsigned { group: 32, bits: 6 } => tokens::<8, 2, UNSIGNED>(panel, n, x, first, acc),
+            Form::Unsigned { group: 32, .. } => tokens::<8, 1, UNSIGNED>(panel, n, x, first, acc),
             Form::Unsigned { bits: ..=5, .. } => tokens::<4, 4, UNSIGNED>(panel, n, x, first, acc),
-            Form::Unsigned { .. } => tokens::<4, 2, UNSIGNED>(panel, n, x, first, acc),
+            Form::Unsigned { bits: 6, .. } => tokens::<4, 2, UNSIGNED>(panel, n, x, first, acc),
+            Form::Unsigned { .. } => tokens::<4, 1, UNSIGNED>(panel, n, x, first, acc),
             Form::Signed if acc.len() >= WORTH_A_LOOK && narrow(panel, n) => {
                 tokens::<8, 1, NARROW>(panel, n, x, first, acc)
             }
@@ -55,8 +58,23 @@ struct Token<'a> {
     total: &'a [[i32; 2]],
 }
 
+impl<'a> Token<'a> {
+    /// Columns `at..at + n` of all that are in `x`.
+    // As a function that is called it would take a twentieth of a tile's time.
+    #[inline(always)]
+    fn new<const STEPS: usize>(x: Columns<'a>, n: usize, at: usize) -> Token<'a> {
+        let sum = if STEPS == 4 { &x.sum16[at / 16..] } else { &x.sum32[at / 32..] };
+        Token {
+            q: &x.q[at..at + n],
+            scale: &x.scale[at / 32..][..n / 32],
+            sum: &sum[..n / (4 * STEPS)],
+            total: x.total[at / 16..][..n / 16].as_chunks().0,
+        }
+    }
+}
+
 /// Walks the tokens by tiles. `STEPS` times 4 columns share a scale; `CHAIN` products of pairs fit an i16: 8 for quants of
-/// up to 4 bits (8 · 2 · 15 · 127 < 2¹⁵), 4 for 5 bits, 2 for 6, 1 for signed ones, narrow or not.
+/// up to 4 bits (8 · 2 · 15 · 127 < 2¹⁵), 4 for 5 bits, 2 for 6, 1 for 7 and for signed ones, narrow or not.
 #[target_feature(enable = "avx2,fma")]
 fn tokens<const STEPS: usize, const CHAIN: usize, const KIND: u8>(
     panel: &Panel,
@@ -65,16 +83,7 @@ fn tokens<const STEPS: usize, const CHAIN: usize, const KIND: u8>(
     first: usize,
     acc: &mut [[f32; PANEL_ROWS]],
 ) {
-    let token = |t: usize| {
-        let at = t * x.n_cols + first;
-        let sum = if STEPS == 4 { &x.sum16[at / 16..] } else { &x.sum32[at / 32..] };
-        Token {
-            q: &x.q[at..at + n],
-            scale: &x.scale[at / 32..][..n / 32],
-            sum: &sum[..n / (4 * STEPS)],
-            total: x.total[at / 16..][..n / 16].as_chunks().0,
-        }
-    };
+    let token = |t: usize| Token::new::<STEPS>(x, n, t * x.n_cols + first);
     let (tiles, rest) = acc.as_chunks_mut::<4>();
     for (i, acc) in tiles.iter_mut().enumerate() {
         let x = [token(4 * i), token(4 * i + 1), token(4 * i + 2), token(4 * i + 3)];

@@ -1,10 +1,10 @@
 //! Products of a few tokens, bound by how fast the weights come from memory: each group of quants is multiplied in
 //! registers as soon as it is unpacked.
 
-use super::unpack::{Ahead, FloatColumns, Groups, Rows, columns, groups};
+use super::unpack::{FloatColumns, Groups, Rows, columns, groups};
 use super::{load_floats, store_floats};
 use crate::Dtype;
-use crate::panel::{Columns, FEW, FLOAT_COLS, Form, PANEL_ROWS, Source};
+use crate::panel::{Columns, FEW, FLOAT_COLS, PANEL_ROWS, Source};
 use crate::scalar::few::{check_few, check_few_float};
 use std::arch::x86_64::*;
 
@@ -23,18 +23,15 @@ pub fn dot_few(dtype: Dtype, source: &Source<'_>, x: Columns<'_>, acc: &mut [[f3
 /// As [`check_few`] checks.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tokens<const P: bool>(dtype: Dtype, rows: &Rows<'_, P>, x: Columns<'_>, acc: &mut [[f32; PANEL_ROWS]]) {
-    let (weights, size) = dtype.block();
-    // A block is taken group by group, and each group by halves.
-    let ahead = rows.ahead(0, PANEL_ROWS * size / (2 * weights / Form::of(dtype).group()));
     if acc.len() == 1 {
-        let mut few = Few::<1> { x, ahead, first: [0], acc: [sums(&acc[0])] };
+        let mut few = Few::<1> { x, first: [0], acc: [sums(&acc[0])] };
         groups(dtype, rows, &mut few);
         put(few.acc[0], &mut acc[0]);
     } else {
         // Fewer than four are multiplied as four: the last one is repeated, and its sums are dropped.
         let last = acc.len() - 1;
         let first = std::array::from_fn(|t| t.min(last) * x.n_cols);
-        let mut few = Few::<FEW> { x, ahead, first, acc: std::array::from_fn(|t| sums(&acc[t.min(last)])) };
+        let mut few = Few::<FEW> { x, first, acc: std::array::from_fn(|t| sums(&acc[t.min(last)])) };
         groups(dtype, rows, &mut few);
         few.acc.into_iter().zip(acc).for_each(|(v, acc)| put(v, acc));
     }
@@ -56,36 +53,43 @@ fn put(v: [__m256; 2], acc: &mut [f32; PANEL_ROWS]) {
 /// The sums of `T` tokens with 16 rows.
 struct Few<'a, const T: usize> {
     x: Columns<'a>,
-    ahead: Ahead,
     /// Where the columns of each token begin.
     first: [usize; T],
+    /// Those of the half that is next, and of the other one.
     acc: [[__m256; 2]; T],
 }
 
 impl<const T: usize> Groups for Few<'_, T> {
+    const STREAMS: bool = true;
+
+    #[inline]
+    fn turn(&mut self) {
+        self.acc.iter_mut().for_each(|acc| acc.swap(0, 1));
+    }
+
     #[inline]
     #[target_feature(enable = "avx2,fma")]
     unsafe fn take<const STEPS: usize, const CHAIN: usize>(
         &mut self,
-        half: usize,
+        _half: usize,
         group: usize,
         q: [__m256i; STEPS],
         scale: __m256,
         min: __m256,
     ) {
-        self.ahead.go();
         let x = &self.x;
         for t in 0..T {
             let at = self.first[t] + 4 * STEPS * group;
             let mut wide = _mm256_setzero_si256();
-            for c in 0..STEPS / CHAIN {
+            let chain = CHAIN.max(1);
+            for c in 0..STEPS / chain {
                 let mut narrow = _mm256_setzero_si256();
-                for (s, q) in q.iter().enumerate().skip(c * CHAIN).take(CHAIN) {
+                for (s, q) in q.iter().enumerate().skip(c * chain).take(chain) {
                     // SAFETY: the rows are as long as `n_cols`, so the group's columns lie within those of each token.
                     let x = unsafe { x.q.as_ptr().add(at + 4 * s).cast::<i32>().read_unaligned() };
                     let x = _mm256_set1_epi32(x);
                     let pairs = match CHAIN {
-                        1 => _mm256_maddubs_epi16(_mm256_abs_epi8(*q), _mm256_sign_epi8(x, *q)),
+                        0 => _mm256_maddubs_epi16(_mm256_abs_epi8(*q), _mm256_sign_epi8(x, *q)),
                         _ => _mm256_maddubs_epi16(*q, x),
                     };
                     narrow = _mm256_add_epi16(narrow, pairs);
@@ -97,10 +101,10 @@ impl<const T: usize> Groups for Few<'_, T> {
                 let sums = if STEPS == 4 { x.sum16 } else { x.sum32 };
                 (*x.scale.get_unchecked(at / 32), *sums.get_unchecked(at / (4 * STEPS)))
             };
-            let acc = &mut self.acc[t][half];
+            let acc = &mut self.acc[t][0];
             let scale = _mm256_mul_ps(scale, _mm256_set1_ps(scale_x));
             *acc = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(wide), *acc);
-            if CHAIN > 1 {
+            if CHAIN > 0 {
                 *acc = _mm256_fnmadd_ps(min, _mm256_set1_ps(sum), *acc);
             }
         }

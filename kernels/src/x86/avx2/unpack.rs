@@ -67,10 +67,18 @@ macro_rules! unrolled {
     };
 }
 
-/// Takes the groups of 16 rows of quantized weights.
+mod unpack_small;
+
+/// Takes the groups of 16 rows of quantized weights, of one half of the rows and the other in turn.
 pub(super) trait Groups {
+    /// Whether the rows are read as fast as memory gives them, and ought to be asked for ahead.
+    const STREAMS: bool;
+
+    /// The other half of the rows is next.
+    fn turn(&mut self) {}
+
     /// Group `group` of the rows of half `half`: `STEPS` times 4 columns. `CHAIN` products of pairs of its quants fit an
-    /// i16; 1 marks quants that are signed and have no min.
+    /// i16; 0 marks quants that are signed and have no min.
     ///
     /// # Safety
     /// The processor must have AVX2 and FMA.
@@ -86,7 +94,7 @@ pub(super) trait Groups {
 
 /// Takes the columns of 16 rows of float weights.
 pub(super) trait FloatColumns {
-    /// Whether the rows are read as fast as memory gives them, and ought to be asked for ahead.
+    /// As [`Groups::STREAMS`].
     const STREAMS: bool;
 
     /// Column `column` of the rows of half `half`.
@@ -97,6 +105,8 @@ pub(super) trait FloatColumns {
 }
 
 impl Groups for Panel {
+    const STREAMS: bool = false;
+
     #[inline]
     #[target_feature(enable = "avx2,fma")]
     unsafe fn take<const STEPS: usize, const CHAIN: usize>(
@@ -111,7 +121,7 @@ impl Groups for Panel {
             store(&mut to.as_chunks_mut().0[half], q);
         }
         store_floats(&mut self.scale[group].as_chunks_mut().0[half], scale);
-        if CHAIN > 1 {
+        if CHAIN > 0 {
             store_floats(&mut self.min[group].as_chunks_mut().0[half], min);
         }
     }
@@ -150,46 +160,17 @@ impl<'a> Rows<'a, true> {
 }
 
 impl<const INTERLEAVED: bool> Rows<'_, INTERLEAVED> {
-    /// What asks for the bytes that follow byte `at` of these rows, `bytes` of all of them at a time.
-    pub fn ahead(&self, at: usize, bytes: usize) -> Ahead {
-        let start = self.start[0];
-        match INTERLEAVED {
-            true => Ahead { next: start.wrapping_add(PANEL_ROWS * at + 4096), rows: 1, skip: 0, row: 0, bytes, due: 0 },
-            false => {
-                let (rows, skip) = (PANEL_ROWS, self.len);
-                Ahead { next: start.wrapping_add(rows * skip + at), rows, skip, row: 0, bytes, due: 0 }
-            }
-        }
-    }
-}
-
-/// Asks for memory ahead of its use, little by little: a processor has few slots for lines that are on their way.
-pub(super) struct Ahead {
-    /// Where the next line is, in the first row.
-    next: *const u8,
-    /// How many rows lines are taken from in turn, and how far apart those are: all of a panel, a few pages on; or of
-    /// rows that lie apart, the 16 that follow.
-    rows: usize,
-    skip: usize,
-    /// The next row.
-    row: usize,
-    /// What is read meanwhile, each time, and how much of that has not been asked for.
-    bytes: usize,
-    due: usize,
-}
-
-impl Ahead {
-    /// Asks for as much as is read meanwhile.
+    /// Asks for what follows bytes `at..at + size` of the rows: in a panel, a page on; for rows apart, the same bytes of
+    /// the next 16 rows.
     #[inline]
-    pub fn go(&mut self) {
-        self.due += self.bytes;
-        while self.due >= 64 {
-            touch(self.next.wrapping_add(self.row * self.skip));
-            self.due -= 64;
-            self.row += 1;
-            if self.row == self.rows {
-                self.row = 0;
-                self.next = self.next.wrapping_add(64);
+    fn ahead(&self, at: usize, size: usize) {
+        const AHEAD: usize = 4096;
+        if INTERLEAVED {
+            let (at, size) = (PANEL_ROWS * at + AHEAD, PANEL_ROWS * size);
+            (0..size).step_by(64).for_each(|i| touch(self.start[0].wrapping_add(at + i)));
+        } else {
+            for line in at.div_ceil(64)..(at + size).div_ceil(64) {
+                self.start.iter().for_each(|row| touch(row.wrapping_add(PANEL_ROWS * self.len + 64 * line)));
             }
         }
     }
@@ -277,6 +258,14 @@ impl<'a, const INTERLEAVED: bool> Block<'a, INTERLEAVED> {
         _mm_setr_epi16(load(0), load(1), load(2), load(3), load(4), load(5), load(6), load(7))
     }
 
+    /// The byte at `at` of each row.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn singles(&self, at: usize) -> __m128i {
+        let bytes = if INTERLEAVED { *self.units(at) } else { std::array::from_fn(|r| self.bytes::<1>(r, at)[0]) };
+        _mm_cvtsi64_si128(i64::from_le_bytes(bytes))
+    }
+
     /// The F16 at `at` of each row.
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
@@ -360,6 +349,17 @@ pub(super) fn groups<const P: bool, S: Groups>(dtype: Dtype, rows: &Rows<'_, P>,
         Dtype::Q5_K => blocks(Dtype::Q5_K, rows, out, |b, i, out| q5_k(b, i, out)),
         Dtype::Q6_K => blocks(Dtype::Q6_K, rows, out, |b, i, out| q6_k(b, i, out)),
         Dtype::IQ4_XS => blocks(Dtype::IQ4_XS, rows, out, |b, i, out| iq4_xs(b, i, out)),
+        Dtype::IQ2_XXS => blocks(Dtype::IQ2_XXS, rows, out, |b, i, out| unpack_small::iq2_xxs(b, i, out)),
+        Dtype::IQ2_XS => blocks(Dtype::IQ2_XS, rows, out, |b, i, out| unpack_small::iq2_xs(b, i, out)),
+        Dtype::IQ2_S => blocks(Dtype::IQ2_S, rows, out, |b, i, out| unpack_small::iq2_s(b, i, out)),
+        Dtype::IQ3_XXS => blocks(Dtype::IQ3_XXS, rows, out, |b, i, out| unpack_small::iq3_xxs(b, i, out)),
+        Dtype::IQ3_S => blocks(Dtype::IQ3_S, rows, out, |b, i, out| unpack_small::iq3_s(b, i, out)),
+        Dtype::IQ1_S => blocks(Dtype::IQ1_S, rows, out, |b, i, out| unpack_small::iq1_s(b, i, out)),
+        Dtype::IQ1_M => blocks(Dtype::IQ1_M, rows, out, |b, i, out| unpack_small::iq1_m(b, i, out)),
+        Dtype::TQ1_0 => blocks(Dtype::TQ1_0, rows, out, |b, i, out| unpack_small::tq1_0(b, i, out)),
+        Dtype::TQ2_0 => blocks(Dtype::TQ2_0, rows, out, |b, i, out| unpack_small::tq2_0(b, i, out)),
+        Dtype::MXFP4 => blocks(Dtype::MXFP4, rows, out, |b, i, out| unpack_small::mxfp4(b, i, out)),
+        Dtype::NVFP4 => blocks(Dtype::NVFP4, rows, out, |b, i, out| unpack_small::nvfp4(b, i, out)),
         _ => unreachable!("{dtype} has no quants"),
     }
 }
@@ -375,8 +375,14 @@ fn blocks<const P: bool, S: Groups>(
 ) {
     let size = dtype.block().1;
     for i in 0..rows.len / size {
-        f(Block::new(rows, i * size, size, 0), i, out);
-        f(Block::new(rows, i * size, size, 1), i, out);
+        if S::STREAMS {
+            rows.ahead(i * size, size);
+        }
+        // One call for both halves: two would not be inlined, and the sums would live in memory.
+        for half in 0..2 {
+            f(Block::new(rows, i * size, size, half), i, out);
+            out.turn();
+        }
     }
 }
 
@@ -400,7 +406,7 @@ fn unsigned<const STEPS: usize, const CHAIN: usize>(
 #[target_feature(enable = "avx2,fma")]
 fn signed(out: &mut impl Groups, half: usize, group: usize, q: [__m256i; 8], scale: __m256) {
     // SAFETY: this function runs on processors with AVX2 and FMA only.
-    unsafe { out.take::<8, 1>(half, group, q, scale, _mm256_setzero_ps()) }
+    unsafe { out.take::<8, 0>(half, group, q, scale, _mm256_setzero_ps()) }
 }
 
 #[inline]
@@ -678,11 +684,10 @@ fn eights<'a, const P: bool, S: FloatColumns>(
     eight: impl Fn(Block<'a, P>) -> [__m256; 8],
     one: impl Fn(Block<'a, P>) -> __m256,
 ) {
-    let mut ahead = rows.ahead(first * size, PANEL_ROWS * 8 * size);
     for c in (0..n / 8 * 8).step_by(8) {
         let at = (first + c) * size;
         if S::STREAMS {
-            ahead.go();
+            rows.ahead(at, 8 * size);
         }
         for half in 0..2 {
             for (i, v) in eight(Block::new(rows, at, 8 * size, half)).into_iter().enumerate() {

@@ -59,6 +59,8 @@ macro_rules! unrolled {
     };
 }
 
+mod unpack_small;
+
 /// Takes the groups of 16 rows of quantized weights.
 pub(super) trait Groups {
     /// Whether the rows are read as fast as memory gives them, and ought to be asked for ahead.
@@ -255,6 +257,16 @@ impl<'a, const INTERLEAVED: bool> Block<'a, INTERLEAVED> {
         unsafe { _mm256_loadu_si256(shorts.as_ptr().cast()) }
     }
 
+    /// The byte at `at` of each row.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn singles(&self, at: usize) -> __m128i {
+        let bytes: [u8; 16] =
+            if INTERLEAVED { *self.units(at) } else { std::array::from_fn(|r| self.bytes::<1>(r, at)[0]) };
+        // SAFETY: 16 bytes are readable, and the load needs no alignment.
+        unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+    }
+
     /// The F16 at `at` of each row.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -345,6 +357,17 @@ pub(super) fn groups<const P: bool, S: Groups>(dtype: Dtype, rows: &Rows<'_, P>,
         Dtype::Q5_K => blocks(Dtype::Q5_K, rows, out, |b, i, out| q5_k(b, i, out)),
         Dtype::Q6_K => blocks(Dtype::Q6_K, rows, out, |b, i, out| q6_k(b, i, out)),
         Dtype::IQ4_XS => blocks(Dtype::IQ4_XS, rows, out, |b, i, out| iq4_xs(b, i, out)),
+        Dtype::IQ2_XXS => blocks(Dtype::IQ2_XXS, rows, out, |b, i, out| unpack_small::iq2_xxs(b, i, out)),
+        Dtype::IQ2_XS => blocks(Dtype::IQ2_XS, rows, out, |b, i, out| unpack_small::iq2_xs(b, i, out)),
+        Dtype::IQ2_S => blocks(Dtype::IQ2_S, rows, out, |b, i, out| unpack_small::iq2_s(b, i, out)),
+        Dtype::IQ3_XXS => blocks(Dtype::IQ3_XXS, rows, out, |b, i, out| unpack_small::iq3_xxs(b, i, out)),
+        Dtype::IQ3_S => blocks(Dtype::IQ3_S, rows, out, |b, i, out| unpack_small::iq3_s(b, i, out)),
+        Dtype::IQ1_S => blocks(Dtype::IQ1_S, rows, out, |b, i, out| unpack_small::iq1_s(b, i, out)),
+        Dtype::IQ1_M => blocks(Dtype::IQ1_M, rows, out, |b, i, out| unpack_small::iq1_m(b, i, out)),
+        Dtype::TQ1_0 => blocks(Dtype::TQ1_0, rows, out, |b, i, out| unpack_small::tq1_0(b, i, out)),
+        Dtype::TQ2_0 => blocks(Dtype::TQ2_0, rows, out, |b, i, out| unpack_small::tq2_0(b, i, out)),
+        Dtype::MXFP4 => blocks(Dtype::MXFP4, rows, out, |b, i, out| unpack_small::mxfp4(b, i, out)),
+        Dtype::NVFP4 => blocks(Dtype::NVFP4, rows, out, |b, i, out| unpack_small::nvfp4(b, i, out)),
         _ => unreachable!("{dtype} has no quants"),
     }
 }

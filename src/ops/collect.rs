@@ -1,0 +1,68 @@
+//! Squared inputs of the matrices in a forward pass, summed column by column: what importance matrices are made of.
+
+use crate::device::Cpu;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Sums up what goes into matrices, by the name of the tensor that each is. Sums do not depend on the number of threads, nor
+/// on how tokens are put into batches.
+///
+/// Matrices whose error nobody could weigh column by column are left out: tables of embeddings and the patch convolution,
+/// which quantizers leave alone.
+#[derive(Clone, Debug, Default)]
+pub struct Collector {
+    with_output: bool,
+    sums: BTreeMap<Arc<str>, Inputs>,
+}
+
+/// What has gone into one matrix.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// Rows of input.
+    pub n_rows: u64,
+    /// Sums of their squares, `[n_cols]`.
+    pub squares: Vec<f64>,
+}
+
+impl Collector {
+    /// One that has seen nothing; `with_output`: `output.weight` is of interest, too.
+    pub fn new(with_output: bool) -> Collector {
+        Collector { with_output, sums: BTreeMap::new() }
+    }
+
+    /// Whether the output matrix is of interest.
+    pub fn with_output(&self) -> bool {
+        self.with_output
+    }
+
+    /// Names and sums of all that has been seen, sorted by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Inputs)> {
+        self.sums.iter().map(|(name, inputs)| (&**name, inputs))
+    }
+
+    /// Whether the inputs of a tensor are of interest.
+    pub(super) fn wants(&self, name: &str) -> bool {
+        match name {
+            "token_embd.weight" | "v.patch_embd.weight" => false,
+            "output.weight" => self.with_output,
+            _ => true,
+        }
+    }
+
+    /// Adds `x: [n_rows, n_cols]`, the input of tensor `name`.
+    pub(super) fn add(&mut self, device: &Cpu, name: &Arc<str>, x: &[f32], n_cols: usize) {
+        /// Columns that a thread takes at a time: two cache lines of inputs.
+        const STEP: usize = 32;
+        let new = || Inputs { n_rows: 0, squares: vec![0.0; n_cols] };
+        let inputs = self.sums.entry(name.clone()).or_insert_with(new);
+        assert_eq!(inputs.squares.len(), n_cols, "{name} has one shape");
+        inputs.n_rows += (x.len() / n_cols) as u64;
+        // Each column is summed token by token, so that the order is always the same.
+        device.team.rows(&mut inputs.squares, STEP, &|i, squares| {
+            for row in x.chunks_exact(n_cols) {
+                let row = &row[i * STEP..i * STEP + squares.len()];
+                squares.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x) * f64::from(*x));
+            }
+        });
+    }
+}
