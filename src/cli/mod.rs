@@ -7,6 +7,7 @@ mod imatrix;
 mod inspect;
 mod pack;
 mod perplexity;
+mod quantize;
 mod rows;
 mod run;
 mod tokenize;
@@ -37,6 +38,7 @@ enum Command {
     Imatrix(Box<imatrix::Args>),
     Inspect(inspect::Args),
     Pack(pack::Args),
+    Quantize(Box<quantize::Args>),
     Tokenize(tokenize::Args),
     Verify(verify::Args),
 }
@@ -104,6 +106,7 @@ fn start(matches: &ArgMatches, notes: Vec<String>) -> Result<()> {
         Command::Imatrix(args) => imatrix::run(&args, &notes),
         Command::Inspect(args) => inspect::run(&args),
         Command::Pack(args) => pack::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Verify(args) => verify::run(&args),
     }

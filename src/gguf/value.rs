@@ -200,6 +200,17 @@ impl Array {
         each_array!(self, v => v.len())
     }
 
+    /// Keeps the elements at the places that `keep` names.
+    pub fn retain(&mut self, keep: impl Fn(usize) -> bool) {
+        each_array!(self, v => {
+            let mut at = 0;
+            v.retain(|_| {
+                at += 1;
+                keep(at - 1)
+            });
+        });
+    }
+
     /// Whether it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -103,8 +103,21 @@ impl Writer {
     /// # Errors
     /// `Io` if it cannot be written, `Format` if a reader would refuse it, and whatever `data` returns.
     pub fn write(&self, path: impl AsRef<Path>, data: impl FnMut(&TensorInfo, &mut Sink) -> Result<()>) -> Result<()> {
+        self.stage(path, data)?.commit()
+    }
+
+    /// As [`Writer::write`], but the file keeps its temporary name until [`Staged::commit`]: of several files that belong
+    /// together, all or none take their places.
+    ///
+    /// # Errors
+    /// As [`Writer::write`].
+    pub fn stage(
+        &self,
+        path: impl AsRef<Path>,
+        data: impl FnMut(&TensorInfo, &mut Sink) -> Result<()>,
+    ) -> Result<Staged> {
         let path = path.as_ref();
-        replace(path, |out| self.write_to(&path.display().to_string(), out, data))
+        stage(path, |out| self.write_to(&path.display().to_string(), out, data))
     }
 
     /// Writes the file to `out`, which messages call `name`, asking `data` for each tensor's bytes in turn.
@@ -119,6 +132,37 @@ impl Writer {
     ) -> Result<()> {
         let alignment = self.check(name)?;
         let mut out = Counted { out, name, at: 0 };
+        self.write_entries(&mut out, alignment)?;
+        for t in &self.tensors {
+            out.pad(alignment)?;
+            let mut sink = Sink { out: &mut out, tensor: t, left: t.n_bytes };
+            data(t, &mut sink)?;
+            if sink.left > 0 {
+                let n = t.n_bytes - sink.left;
+                bail!(Format, "{name}: tensor {}: expected {} bytes of data, got {n}", quote(&t.name), t.n_bytes);
+            }
+        }
+        if self.pad_end {
+            out.pad(alignment)?;
+        }
+        out.out.flush().map_err(|e| Error::io(name, &e))
+    }
+
+    /// The size that the file will have, in bytes; `name` stands for it in messages.
+    ///
+    /// # Errors
+    /// `Format` if a reader would refuse it.
+    pub fn file_bytes(&self, name: &str) -> Result<u64> {
+        let alignment = self.check(name)?;
+        let mut nowhere = std::io::sink();
+        let mut out = Counted { out: &mut nowhere, name, at: 0 };
+        self.write_entries(&mut out, alignment)?;
+        let end = self.tensors.iter().fold(out.at, |at, t| at.next_multiple_of(alignment) + t.n_bytes as u64);
+        Ok(if self.pad_end { end.next_multiple_of(alignment) } else { end })
+    }
+
+    /// Writes what comes before the tensors' data.
+    fn write_entries(&self, out: &mut Counted<'_>, alignment: u64) -> Result<()> {
         out.put(b"GGUF")?;
         out.u32(self.version)?;
         out.u64(self.tensors.len() as u64)?;
@@ -138,19 +182,7 @@ impl Writer {
             out.u64(offset)?;
             offset = (offset + t.n_bytes as u64).next_multiple_of(alignment);
         }
-        for t in &self.tensors {
-            out.pad(alignment)?;
-            let mut sink = Sink { out: &mut out, tensor: t, left: t.n_bytes };
-            data(t, &mut sink)?;
-            if sink.left > 0 {
-                let n = t.n_bytes - sink.left;
-                bail!(Format, "{name}: tensor {}: expected {} bytes of data, got {n}", quote(&t.name), t.n_bytes);
-            }
-        }
-        if self.pad_end {
-            out.pad(alignment)?;
-        }
-        out.out.flush().map_err(|e| Error::io(name, &e))
+        Ok(())
     }
 
     /// Checks that what is written can be read; gives the alignment.
@@ -189,6 +221,11 @@ impl Writer {
 /// # Errors
 /// `Io` if it cannot be written, and whatever `write` returns; `path` is as it was then.
 pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    stage(path, write)?.commit()
+}
+
+/// As [`replace`], without the last step.
+fn stage(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<Staged> {
     let failed = |e| Error::io(path, &e);
     // Renaming onto a link would replace the link.
     let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
@@ -200,8 +237,7 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<
     write(&mut out)?;
     let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
     file.sync_all().map_err(failed)?;
-    drop(file);
-    temporary.rename(&target).map_err(failed)
+    Ok(Staged { temporary, target })
 }
 
 /// How many arrays lie within each other.
@@ -315,6 +351,23 @@ impl Counted<'_> {
             left -= n;
         }
         Ok(())
+    }
+}
+
+/// A complete file under a temporary name, which goes away unless it is committed.
+pub struct Staged {
+    temporary: Temporary,
+    target: PathBuf,
+}
+
+impl Staged {
+    /// Gives the file its name, replacing what had it.
+    ///
+    /// # Errors
+    /// `Io` if it cannot be renamed.
+    pub fn commit(self) -> Result<()> {
+        let Staged { temporary, target } = self;
+        temporary.rename(&target).map_err(|e| Error::io(&target, &e))
     }
 }
 

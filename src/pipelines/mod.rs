@@ -5,6 +5,7 @@ mod engine;
 pub mod evaluate;
 mod pack;
 mod prompt;
+mod quantize;
 mod session;
 pub mod verify;
 
@@ -14,4 +15,5 @@ pub use crate::tensor::Precision;
 pub use engine::{Engine, EngineOptions, LoadMode, ModelInfo, find_mmproj};
 pub use pack::Packer;
 pub use prompt::{EncodedImage, Piece, Prompt};
+pub use quantize::{Outcome, Quantizer, Sums};
 pub use session::{Answer, Cancel, Finish, Generation, Session, SessionOptions};
