@@ -8,7 +8,7 @@ use mmq::device::Cpu;
 use mmq::gguf::Gguf;
 use mmq::media::{self, DecodeOptions, Image};
 use mmq::ops::{Cx, Trace};
-use mmq::tensor::{Loader, Loading, Precision};
+use mmq::tensor::{Loader, Loading, Precision, Prepare};
 use mmq_kernels::Activations;
 use std::time::Instant;
 
@@ -24,10 +24,10 @@ fn main() -> mmq::Result<()> {
     let image = media::load(picture, &DecodeOptions::default())?;
     let models = [Precision::F32, Precision::Int8].map(|vision| {
         let start = Instant::now();
-        let model = load_vision(Loader {
-            gguf: &gguf,
-            loading: Loading { team: Some(&cpu.team), vision, ..Loading::default() },
-        });
+        let mut unwatched = |_| {};
+        let prepare = Prepare::new(&cpu.team, None, &mut unwatched);
+        let loading = Loading { prepare: Some(&prepare), vision, ..Loading::default() };
+        let model = load_vision(Loader { gguf: &gguf, loading });
         println!("{vision:?}: loaded in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
         model
     });

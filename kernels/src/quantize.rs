@@ -5,7 +5,12 @@ mod batch;
 mod ggml;
 pub(crate) mod lanes;
 mod pack;
+mod points;
+mod points_best;
+mod points_ggml;
+mod points_pack;
 mod reference;
+mod small;
 
 use crate::{Dtype, kernels};
 use batch::{Format, Rows};
@@ -24,10 +29,14 @@ pub enum Search {
 
 impl Dtype {
     /// Every type that weights can be written in.
-    pub const QUANTIZABLE: [Dtype; 15] = {
+    pub const QUANTIZABLE: [Dtype; 26] = Dtype::RUNNABLE;
+
+    /// Whether ggml does not write it without an importance matrix, since the result is poor (the embeddings and the output of a
+    /// model aside). [`quantize`] does.
+    pub fn wants_importance(self) -> bool {
         use Dtype::*;
-        [F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS]
-    };
+        matches!(self, IQ3_XXS | IQ2_S | IQ2_XS | IQ2_XXS | IQ1_M | IQ1_S)
+    }
 
     /// Whether weights can be written in it.
     pub fn is_quantizable(self) -> bool {
@@ -52,12 +61,24 @@ pub fn quantize(dtype: Dtype, search: Search, x: &[f32], n_cols: usize, importan
 /// Rows to blocks of a type that is no plain float, on lanes `V`: what every level's entry does.
 pub(crate) fn quantize_on<V: Lanes>(
     dtype: Dtype,
-    _search: Search,
+    search: Search,
     x: &[f32],
     n_cols: usize,
     importance: Option<&[f32]>,
     out: &mut [u8],
 ) {
+    match dtype {
+        Dtype::TQ1_0 | Dtype::TQ2_0 | Dtype::MXFP4 | Dtype::NVFP4 => {
+            return V::call(small::Rows { dtype, search, x, n_cols, importance, out });
+        }
+        Dtype::IQ2_XXS | Dtype::IQ2_XS | Dtype::IQ2_S | Dtype::IQ3_XXS | Dtype::IQ3_S | Dtype::IQ1_S | Dtype::IQ1_M => {
+            return match search {
+                Search::Best => V::call(points_best::Rows { dtype, x, n_cols, importance, out }),
+                Search::Ggml => V::call(points_ggml::Rows { dtype, x, n_cols, importance, out }),
+            };
+        }
+        _ => {}
+    }
     fn rows<V: Lanes, F: Format<W>, const W: usize>(
         x: &[f32],
         n_cols: usize,

@@ -36,12 +36,12 @@ impl Steps {
     }
 }
 
-/// The matrix `weights` in Q8_0, laid out as [`Layout::Panels`]. Each 32 weights are rounded to the nearest of steps that reach
-/// up to the largest of them.
+/// Writes the matrix `weights` in Q8_0 to `out`, laid out as [`Layout::Panels`]. Each 32 weights are rounded to the nearest of
+/// steps that reach up to the largest of them.
 ///
 /// # Panics
-/// If the type is not runnable, or the rows are no multiple of 32 long.
-pub fn to_q8_0(team: &Team, weights: Weights<'_>, steps: Steps) -> Vec<u8> {
+/// If the type is not runnable, the rows are no multiple of 32 long, or `out` is not as long as the result.
+pub fn to_q8_0(team: &Team, weights: Weights<'_>, steps: Steps, out: &mut [u8]) {
     let k = kernels();
     let steps = if steps == Steps::Coarse { 63.0 } else { 127.0 };
     let Weights { dtype, layout, n_rows, n_cols, data } = weights;
@@ -49,8 +49,8 @@ pub fn to_q8_0(team: &Team, weights: Weights<'_>, steps: Steps) -> Vec<u8> {
     let stored = dtype.row_bytes(n_cols).expect("weights hold whole blocks");
     let row_bytes = Dtype::Q8_0.row_bytes(n_cols).expect("a multiple of 32");
     assert_eq!(data.len(), n_rows * stored);
-    let mut out = vec![0; n_rows * row_bytes];
-    let to = Disjoint::new(&mut out);
+    assert_eq!(out.len(), n_rows * row_bytes);
+    let to = Disjoint::new(out);
     team.split(n_rows.div_ceil(PANEL_ROWS), 1, &|panels| {
         SCRATCH.with_borrow_mut(|Scratch { floats, rows, apart }| {
             for first in panels.map(|p| p * PANEL_ROWS) {
@@ -83,7 +83,6 @@ pub fn to_q8_0(team: &Team, weights: Weights<'_>, steps: Steps) -> Vec<u8> {
             }
         });
     });
-    out
 }
 
 /// The nearest block with quants of at most `steps`.
@@ -99,6 +98,12 @@ fn block(x: &[f32; 32], steps: f32) -> Q8_0 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn rounded(n_threads: usize, weights: Weights<'_>, steps: Steps) -> Vec<u8> {
+        let mut out = vec![0; weights.n_rows * weights.n_cols / 32 * 34];
+        to_q8_0(&Team::new(n_threads), weights, steps, &mut out);
+        out
+    }
 
     #[test]
     fn blocks_are_near() {
@@ -122,16 +127,16 @@ mod tests {
         let floats: Vec<f32> = (0..n_rows * n_cols).map(|i| ((i * 7919) as f32).sin()).collect();
         let data: Vec<u8> = floats.iter().flat_map(|x| x.to_le_bytes()).collect();
         let weights = Weights { dtype: Dtype::F32, layout: Layout::Rows, n_rows, n_cols, data: &data };
-        let rounded = to_q8_0(&Team::new(2), weights, Steps::Fine);
-        assert_eq!(rounded, to_q8_0(&Team::new(1), weights, Steps::Fine));
+        let bytes = rounded(2, weights, Steps::Fine);
+        assert_eq!(bytes, rounded(1, weights, Steps::Fine));
         let row_bytes = n_cols / 32 * 34;
         for r in 0..n_rows {
             let mut row = vec![0; row_bytes];
             if r < 32 {
-                let panel = &rounded[r / PANEL_ROWS * PANEL_ROWS * row_bytes..][..PANEL_ROWS * row_bytes];
+                let panel = &bytes[r / PANEL_ROWS * PANEL_ROWS * row_bytes..][..PANEL_ROWS * row_bytes];
                 crate::interleave::row(Dtype::Q8_0, panel, r % PANEL_ROWS, &mut row);
             } else {
-                row.copy_from_slice(&rounded[r * row_bytes..][..row_bytes]);
+                row.copy_from_slice(&bytes[r * row_bytes..][..row_bytes]);
             }
             let mut back = vec![0.0; n_cols];
             (kernels().dequantize)(Dtype::Q8_0, &row, &mut back);
@@ -147,10 +152,10 @@ mod tests {
         let row_bytes = 4 * n_cols;
         let mut panels = data.clone();
         interleave(Dtype::F32, &data[..PANEL_ROWS * row_bytes], &mut panels[..PANEL_ROWS * row_bytes]);
-        let rounded = [(Layout::Rows, &data), (Layout::Panels, &panels)].map(|(layout, data)| {
-            to_q8_0(&Team::new(2), Weights { dtype: Dtype::F32, layout, n_rows, n_cols, data }, Steps::Coarse)
+        let [rows, panels] = [(Layout::Rows, &data), (Layout::Panels, &panels)].map(|(layout, data)| {
+            rounded(2, Weights { dtype: Dtype::F32, layout, n_rows, n_cols, data }, Steps::Coarse)
         });
-        assert_eq!(rounded[0], rounded[1]);
+        assert_eq!(rows, panels);
     }
 
     /// The directions of products stay what they are, also where some of the inputs are a hundred times the others.
@@ -181,7 +186,7 @@ mod tests {
         let weights = Weights { dtype: Dtype::F32, layout: Layout::Rows, n_rows, n_cols, data: &w };
         let exact = multiply(weights);
         for steps in [Steps::Coarse, Steps::Fine] {
-            let data = to_q8_0(&team, weights, steps);
+            let data = rounded(2, weights, steps);
             let near = multiply(Weights { dtype: Dtype::Q8_0, layout: Layout::Panels, data: &data, ..weights });
             let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
             for (a, b) in exact.chunks_exact(n_rows).zip(near.chunks_exact(n_rows)) {

@@ -2,7 +2,7 @@
 
 mod setup;
 
-use mmq_kernels::{Dtype, Kernels, Search};
+use mmq_kernels::{Dtype, Kernels, Search, kernels};
 use setup::Random;
 
 /// Roughly normal.
@@ -103,6 +103,36 @@ fn rows_stand_alone() {
                 let each: Vec<u8> =
                     x.chunks(n_cols).flat_map(|x| write(&table, dtype, search, x, n_cols, Some(&w))).collect();
                 assert!(all == each, "{} {dtype} {search:?}", table.level.name());
+            }
+        }
+    }
+}
+
+/// The weighted squared error of what was written.
+fn error(dtype: Dtype, bytes: &[u8], x: &[f32], w: &[f32]) -> f64 {
+    let mut y = vec![0.0; x.len()];
+    (kernels().dequantize)(dtype, bytes, &mut y);
+    let squares = x.iter().zip(&y).zip(w.iter().cycle());
+    squares.map(|((x, y), w)| f64::from(*w) * f64::from(x - y).powi(2)).sum()
+}
+
+/// The search for the least error finds less of it than ggml's.
+#[test]
+fn best_is_no_worse() {
+    let mut random = Random(33);
+    for dtype in Dtype::QUANTIZABLE {
+        let n_cols = 1024;
+        for kind in [Kind::Usual, Kind::Outliers, Kind::Steps] {
+            let x = rows(16 * n_cols, kind, &mut random);
+            let w: Vec<f32> = (0..n_cols).map(|_| (2.0 * normal(&mut random)).exp()).collect();
+            for importance in [None, Some(&w[..])] {
+                let ones = vec![1.0; n_cols];
+                let [best, ggml] = [Search::Best, Search::Ggml].map(|search| {
+                    let bytes = write(kernels(), dtype, search, &x, n_cols, importance);
+                    error(dtype, &bytes, &x, importance.unwrap_or(&ones))
+                });
+                println!("{dtype} {kind:?} {}: {:.4}", importance.is_some(), best / ggml);
+                assert!(best <= ggml * (1.0 + 1e-6), "{dtype} {kind:?} {}: {best} > {ggml}", importance.is_some());
             }
         }
     }

@@ -9,7 +9,7 @@ use crate::media::Filter;
 use crate::media::Image;
 use crate::media::preprocess::Fit;
 use crate::ops::{Collector, Cx, Trace};
-use crate::tensor::{Loader, Loading, Precision, Repack};
+use crate::tensor::{Loader, Loading, Precision, Prepare};
 use crate::text::template::{IMAGE_MARKER, Message};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::{Error, Result, bail};
@@ -150,21 +150,18 @@ impl Engine {
         mut progress: Option<&mut dyn FnMut(f32)>,
     ) -> Result<Engine> {
         let device = Cpu::new(options.n_threads);
-        let total = text.n_bytes() + mmproj.map_or(0, Gguf::n_bytes);
+        // Without repacking, only a vision encoder is made ready.
+        let repack = options.load_mode == LoadMode::Repack;
+        let total = if repack { text.n_bytes() } else { 0 } + mmproj.map_or(0, Gguf::n_bytes);
         let mut done = 0;
         let mut report = |n: usize| {
             done += n as u64;
             progress.iter_mut().for_each(|progress| progress(done as f32 / total as f32));
         };
-        let repack = Repack::new(&device.team, cancel.map(super::Cancel::flag), &mut report);
+        let prepare = Prepare::new(&device.team, cancel.map(super::Cancel::flag), &mut report);
         let loader = |gguf| Loader {
             gguf,
-            loading: Loading {
-                team: Some(&device.team),
-                vision: options.vision_precision,
-                repack: (options.load_mode == LoadMode::Repack).then_some(&repack),
-                noted: None,
-            },
+            loading: Loading { prepare: Some(&prepare), vision: options.vision_precision, repack, noted: None },
         };
         let model = architectures::load_text(loader(text))?;
         let vision_file = mmproj.or_else(|| text.tensor("v.patch_embd.weight").is_some().then_some(text));

@@ -9,7 +9,7 @@ use crate::device::Cpu;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::media::Image;
 use crate::ops::{Cx, Trace};
-use crate::tensor::{Loader, Loading, Precision, Repack};
+use crate::tensor::{Loader, Loading, Precision, Prepare};
 use crate::text::SamplerParams;
 use crate::{Dtype, Result, bail};
 use mmq_kernels::Activations;
@@ -118,11 +118,11 @@ impl Runner {
         }
         let device = Cpu::new(options.n_threads);
         let mut unwatched = |_| {};
-        let repack = Repack::new(&device.team, None, &mut unwatched);
+        let prepare = Prepare::new(&device.team, None, &mut unwatched);
         let loading = Loading {
-            team: Some(&device.team),
+            prepare: Some(&prepare),
             vision: options.vision_precision,
-            repack: (options.load_mode == LoadMode::Repack).then_some(&repack),
+            repack: options.load_mode == LoadMode::Repack,
             noted: None,
         };
         let vision = architectures::load_vision(Loader { gguf, loading })?;

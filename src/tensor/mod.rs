@@ -1,13 +1,13 @@
 //! Typed views of stored tensors: what models are made of. No arithmetic here.
 
-mod repack;
+mod prepare;
 
-pub use repack::Repack;
+pub use prepare::Prepare;
 
 use crate::gguf::{Bytes, Gguf, TensorInfo};
 use crate::{Dtype, Error, Result, bail};
 use mmq_kernels::panel::PANEL_ROWS;
-use mmq_kernels::{Layout, Team, Weights, interleave, kernels, round};
+use mmq_kernels::{Layout, Weights, interleave, kernels};
 use std::cell::RefCell;
 use std::sync::Arc;
 
@@ -39,12 +39,12 @@ impl std::str::FromStr for Precision {
 /// How weights come into memory.
 #[derive(Clone, Copy, Default)]
 pub struct Loading<'a> {
-    /// The threads that make new forms of weights. Without them everything stays as it is stored: nothing will be run.
-    pub team: Option<&'a Team>,
+    /// What makes new forms of weights. Without it everything stays as it is stored: nothing will be run.
+    pub prepare: Option<&'a Prepare<'a>>,
     /// For vision encoders and projectors.
     pub vision: Precision,
-    /// Interleaves matrices; without it they are multiplied with as they are stored.
-    pub repack: Option<&'a Repack<'a>>,
+    /// Whether matrices are interleaved, or multiplied with as they are stored.
+    pub repack: bool,
     /// Where the names of the matrices that are asked for are noted.
     pub noted: Option<&'a RefCell<Vec<String>>>,
 }
@@ -61,12 +61,6 @@ pub struct Weight {
 }
 
 impl Weight {
-    /// `stored` in another form: `data` holds `n_rows · dtype.row_bytes(n_cols)` bytes in `layout`.
-    fn made(stored: &Weight, dtype: Dtype, layout: Layout, data: Vec<u8>) -> Weight {
-        assert_eq!(dtype.row_bytes(stored.n_cols).map(|n| n * stored.n_rows), Some(data.len()));
-        Weight { dtype, layout, bytes: Bytes::from(data), ..stored.clone() }
-    }
-
     /// The name of the tensor that it is.
     pub fn name(&self) -> &Arc<str> {
         &self.name
@@ -103,11 +97,6 @@ impl Weight {
         }
         (kernels().dequantize)(self.dtype, &self.bytes[i * n..(i + 1) * n], out);
     }
-
-    /// Tells the system that the matrix will not be read soon; see [`Bytes::give_back`].
-    pub fn give_back(&self) {
-        self.bytes.give_back(0..self.bytes.len());
-    }
 }
 
 /// Takes tensors out of a file by name, checking that each has the expected shape and a runnable type.
@@ -142,12 +131,14 @@ impl<'a> Loader<'a> {
     /// outermost dimension.
     ///
     /// # Errors
-    /// A tensor that is missing, of another shape or of a type without kernels; [`Loading::repack`] that is cancelled or
+    /// A tensor that is missing, of another shape or of a type without kernels; [`Loading::prepare`] that is cancelled or
     /// finds no memory.
     pub fn weight(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
         let stored = self.matrix(name, n_rows, n_cols)?;
-        match self.loading.repack {
-            Some(repack) if stored.layout == Layout::Rows && n_rows >= PANEL_ROWS => repack.run(&stored),
+        match self.loading.prepare {
+            Some(prepare) if self.loading.repack && stored.layout == Layout::Rows && n_rows >= PANEL_ROWS => {
+                prepare.interleave(&stored)
+            }
             _ => Ok(stored),
         }
     }
@@ -198,13 +189,10 @@ impl<'a> Loader<'a> {
     pub fn vision_weight(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
         let is_float = matches!(self.info(name)?.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
         match self.loading {
-            Loading { team: Some(team), vision: Precision::Auto | Precision::Int8, .. }
+            Loading { prepare: Some(prepare), vision: Precision::Auto | Precision::Int8, .. }
                 if is_float && n_cols.is_multiple_of(32) =>
             {
-                let stored = self.matrix(name, n_rows, n_cols)?;
-                let data = round::to_q8_0(team, stored.view(), round::Steps::of(kernels().level));
-                stored.give_back();
-                Ok(Weight::made(&stored, Dtype::Q8_0, Layout::Panels, data))
+                prepare.round(&self.matrix(name, n_rows, n_cols)?)
             }
             _ => self.weight(name, n_rows, n_cols),
         }

@@ -53,6 +53,15 @@ pub(crate) trait Lanes:
     /// The integer in the low bits of `self + 1.5 · 2²³`: the nearest one up to 2²² in magnitude, and what ggml gets beyond.
     /// 0 for NaN.
     fn low_bits(self) -> Self;
+    /// Of candidates whose digits are packed in `bits` bits each, the one with the least sum of `costs[i][digit i]`, to which
+    /// the least of `flips[i][digit i]` is added: its number and its cost. The entry is chosen by the 3 bits from where the digit
+    /// begins. Of equal ones it is the first of the first lane that has one.
+    fn least_sum<const D: usize>(
+        costs: &[[f32; 8]; D],
+        flips: Option<&[[f32; 8]; D]>,
+        bits: usize,
+        candidates: &[[u16; 8]],
+    ) -> (usize, f32);
     /// Runs a task compiled for this instruction set, as a function of its own.
     fn call<T: Task>(task: T) -> T::Output;
 
@@ -189,6 +198,30 @@ impl Lanes for Plain {
             let bits = (x + 12_582_912.0).to_bits() & 0x7f_ffff;
             if x.is_nan() { 0.0 } else { (bits as i32 - 0x40_0000) as f32 }
         })
+    }
+    #[inline(always)]
+    fn least_sum<const D: usize>(
+        costs: &[[f32; 8]; D],
+        flips: Option<&[[f32; 8]; D]>,
+        bits: usize,
+        candidates: &[[u16; 8]],
+    ) -> (usize, f32) {
+        let mut least = [(0, f32::INFINITY); 8];
+        for (c, candidates) in candidates.iter().enumerate() {
+            for (l, (least, digits)) in least.iter_mut().zip(candidates).enumerate() {
+                let digit = |i: usize| usize::from(digits >> (bits * i) & 7);
+                let mut sum = (1..D).fold(costs[0][digit(0)], |sum, i| sum + costs[i][digit(i)]);
+                if let Some(flips) = flips {
+                    let first = flips[0][digit(0)];
+                    sum +=
+                        (1..D).fold(first, |flip, i| if flips[i][digit(i)] < flip { flips[i][digit(i)] } else { flip });
+                }
+                if sum < least.1 {
+                    *least = (8 * c + l, sum);
+                }
+            }
+        }
+        least.into_iter().reduce(|a, b| if b.1 < a.1 { b } else { a }).expect("there are lanes")
     }
     #[inline(always)]
     fn call<T: Task>(task: T) -> T::Output {

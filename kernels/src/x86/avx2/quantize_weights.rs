@@ -145,6 +145,52 @@ impl Lanes for Eight {
         bytes
     }
     #[inline(always)]
+    fn least_sum<const D: usize>(
+        costs: &[[f32; 8]; D],
+        flips: Option<&[[f32; 8]; D]>,
+        bits: usize,
+        candidates: &[[u16; 8]],
+    ) -> (usize, f32) {
+        // SAFETY: the processor has AVX2, and the loads read whole arrays.
+        unsafe {
+            let mut least = _mm256_set1_ps(f32::INFINITY);
+            let mut which = _mm256_setzero_si256();
+            for (c, candidates) in candidates.iter().enumerate() {
+                let mut digits = _mm256_cvtepu16_epi32(_mm_loadu_si128(candidates.as_ptr().cast()));
+                let mut sum = _mm256_setzero_ps();
+                let mut flip = _mm256_setzero_ps();
+                for i in 0..D {
+                    let cost = _mm256_permutevar8x32_ps(_mm256_loadu_ps(costs[i].as_ptr()), digits);
+                    sum = if i == 0 { cost } else { _mm256_add_ps(sum, cost) };
+                    if let Some(flips) = flips {
+                        let next = _mm256_permutevar8x32_ps(_mm256_loadu_ps(flips[i].as_ptr()), digits);
+                        flip = if i == 0 { next } else { _mm256_min_ps(next, flip) };
+                    }
+                    digits = _mm256_srl_epi32(digits, _mm_cvtsi32_si128(bits as i32));
+                }
+                if flips.is_some() {
+                    sum = _mm256_add_ps(sum, flip);
+                }
+                let less = _mm256_cmp_ps::<_CMP_LT_OQ>(sum, least);
+                least = _mm256_blendv_ps(least, sum, less);
+                let number = _mm256_set1_epi32(c as i32);
+                which = _mm256_blendv_epi8(which, number, _mm256_castps_si256(less));
+            }
+            // No lane is NaN.
+            let half = _mm_min_ps(_mm256_castps256_ps128(least), _mm256_extractf128_ps::<1>(least));
+            let quarter = _mm_min_ps(half, _mm_movehl_ps(half, half));
+            let lowest = _mm_cvtss_f32(_mm_min_ss(quarter, _mm_movehdup_ps(quarter)));
+            let equal = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_EQ_OQ>(least, _mm256_set1_ps(lowest)));
+            let lane = equal.trailing_zeros() as usize;
+            let mut numbers = [0_u32; 8];
+            _mm256_storeu_si256(numbers.as_mut_ptr().cast(), which);
+            if lowest == f32::INFINITY {
+                return (0, lowest);
+            }
+            (8 * numbers[lane] as usize + lane, lowest)
+        }
+    }
+    #[inline(always)]
     fn call<T: Task>(task: T) -> T::Output {
         // SAFETY: the processor has AVX2, FMA and F16C.
         unsafe { call(task) }
