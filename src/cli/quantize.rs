@@ -1,13 +1,15 @@
 //! `mmq quantize`: a smaller file of the same model, with llama-quantize's command line and some flags more.
 
+mod measure;
 mod report;
 
 use super::run::report::Progress;
 use super::{catch_ctrl_c, n_threads};
 use crate::gguf::{Gguf, Value, shard_path};
-use crate::pipelines::Quantizer;
+use crate::pipelines::{Quantizer, Target};
 use crate::quantize::{FileType, Goal, Imatrix, Importance, Plan, Request, Rule, parse_dtype, parse_override};
 use crate::{Dtype, Result, bail};
+use measure::Comparison;
 use mmq_kernels::Search;
 use report::Report;
 use std::path::PathBuf;
@@ -15,7 +17,8 @@ use std::path::PathBuf;
 /// Makes a model file smaller: its weights in fewer bits.
 #[derive(clap::Args)]
 #[command(
-    override_usage = "mmq quantize [OPTIONS] IN.gguf [OUT.gguf] TYPE [THREADS]",
+    override_usage = "mmq quantize [OPTIONS] IN.gguf [OUT.gguf] TYPE [THREADS]
+       mmq quantize [OPTIONS] IN.gguf OUT.gguf --target-size SIZE | --target-bpw BITS",
     after_help = types_help()
 )]
 pub struct Args {
@@ -92,6 +95,22 @@ pub struct Args {
     #[arg(long, value_name = "best|ggml", default_value = "best", value_parser = search)]
     search: Search,
 
+    /// Choose types so that the files are as large as this at most, in place of TYPE: 1.5G, 800M, 1.4GiB, or bytes
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with_all = ["target_bpw", "pure"])]
+    target_size: Option<u64>,
+
+    /// Choose types so that tensors take as many bits per weight at most, in place of TYPE
+    #[arg(long, value_name = "BITS", value_parser = bits, conflicts_with = "pure")]
+    target_bpw: Option<f64>,
+
+    /// Then compare both models on the text in this file, and judge
+    #[arg(long, value_name = "TEXT", conflicts_with = "dry_run")]
+    measure: Option<PathBuf>,
+
+    /// Most stretches of 512 tokens that are compared; -1: all
+    #[arg(long, value_name = "N", default_value_t = 20, allow_negative_numbers = true, requires = "measure")]
+    measure_chunks: i64,
+
     /// Threads; -1: the physical cores worth using
     #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true, env = "MMQ_ARG_THREADS")]
     threads: i64,
@@ -110,6 +129,34 @@ fn search(text: &str) -> Result<Search> {
         "best" => Ok(Search::Best),
         "ggml" => Ok(Search::Ggml),
         _ => bail!(Usage, "expected best or ggml, got {text:?}"),
+    }
+}
+
+/// A number of bytes with a unit: K, M, G are powers of 1000, KiB, MiB, GiB of 1024.
+pub(super) fn size(text: &str) -> Result<u64> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let unit = unit.to_ascii_lowercase();
+    let factor = match unit.strip_suffix('b').unwrap_or(&unit) {
+        "" => 1.0,
+        "k" => 1e3,
+        "m" => 1e6,
+        "g" => 1e9,
+        "ki" => 1024.0,
+        "mi" => 1024.0 * 1024.0,
+        "gi" => 1024.0 * 1024.0 * 1024.0,
+        _ => f64::NAN,
+    };
+    match number.parse::<f64>().map(|number| number * factor) {
+        Ok(bytes) if (1.0..1e18).contains(&bytes) => Ok(bytes as u64),
+        _ => bail!(Usage, "expected a size such as 1.5G, 800M or 1.4GiB, got {text:?}"),
+    }
+}
+
+fn bits(text: &str) -> Result<f64> {
+    match text.parse() {
+        Ok(bits) if (0.1..=64.0).contains(&bits) => Ok(bits),
+        _ => bail!(Usage, "expected bits per weight, such as 4.2, got {text:?}"),
     }
 }
 
@@ -139,20 +186,41 @@ impl Task {
         let mut rest = args.positional.iter().map(String::as_str).peekable();
         let input = PathBuf::from(rest.next().expect("clap asks for one at least"));
         let mut output = args.output.as_ref().map(PathBuf::from);
+        let has_target = args.target_size.is_some() || args.target_bpw.is_some();
         let goal = loop {
-            let Some(word) = rest.next() else {
-                bail!(
+            let word = rest.peek().copied();
+            match (word, word.and_then(goal)) {
+                // Nothing or threads alone may follow the files.
+                (word, goal) if has_target && (output.is_some() || word.is_none()) => {
+                    if let (Some(word), Some(Goal::Type(_) | Goal::Copy)) = (word, goal)
+                        && word.parse::<u32>().is_err()
+                    {
+                        bail!(Usage, "{word} and a target: types are chosen by the one or the other");
+                    }
+                    break Goal::Budget;
+                }
+                (Some(word), Some(_)) if has_target => {
+                    bail!(Usage, "{word} and a target: types are chosen by the one or the other")
+                }
+                (_, Some(goal)) => {
+                    rest.next();
+                    break goal;
+                }
+                (Some(word), None) if output.is_none() => {
+                    output = Some(PathBuf::from(word));
+                    rest.next();
+                }
+                (Some(word), None) => bail!(Usage, "{word:?} is no type: `mmq quantize --help` lists them"),
+                (None, None) => bail!(
                     Usage,
                     "which type? `mmq quantize {} [OUT.gguf] Q4_K_M`, or `mmq quantize --help`",
                     input.display()
-                );
-            };
-            match goal(word) {
-                Some(goal) => break goal,
-                None if output.is_none() => output = Some(PathBuf::from(word)),
-                None => bail!(Usage, "{word:?} is no type: `mmq quantize --help` lists them"),
+                ),
             }
         };
+        if goal == Goal::Budget && output.is_none() && !args.dry_run {
+            bail!(Usage, "where to? `mmq quantize {} OUT.gguf` and the target", input.display());
+        }
         let threads = match rest.next().map(|word| (word, word.parse::<i64>())) {
             None => None,
             Some((_, Ok(n))) => Some(n),
@@ -168,7 +236,8 @@ impl Task {
     fn outputs(&self, args: &Args, plan: &Plan) -> Vec<PathBuf> {
         let name = match self.goal {
             Goal::Type(wanted) => wanted.name(),
-            Goal::Copy | Goal::Budget => "COPY",
+            Goal::Copy => "COPY",
+            Goal::Budget => "fit",
         };
         let path = self.output.clone().unwrap_or_else(|| self.input.with_file_name(format!("ggml-model-{name}.gguf")));
         if !args.keep_split {
@@ -191,20 +260,48 @@ pub fn run(args: &Args) -> Result<()> {
     let request = request(args, &task)?;
     let cancel = catch_ctrl_c()?;
     let gguf = Gguf::open(&task.input)?;
-    let plan = Plan::new(&gguf, &request)?;
+    let mut plan = Plan::new(&gguf, &request)?;
     let outputs = task.outputs(args, &plan);
+    let threads = n_threads(if args.threads > 0 { args.threads } else { task.threads.unwrap_or(-1) });
+    let progress = Progress::new(!args.quiet);
+    let comparison = match &args.measure {
+        None => None,
+        Some(text) => {
+            progress.message("loading");
+            Some(Comparison::new(&task.input, text, args.measure_chunks, threads)?)
+        }
+    };
+    let mut show = |done: f32| progress.set(done);
+    let mut quantizer = Quantizer::new(&gguf, args.search, request.importance.as_ref(), threads, &cancel, &mut show);
     let mut report = Report::new(&plan, &gguf, &outputs, args.quiet, args.json);
+    let target = match (args.target_size, args.target_bpw) {
+        (Some(bytes), _) => Some(Target::Bytes(bytes)),
+        (None, bits) => bits.map(Target::BitsPerWeight),
+    };
+    if let Some(target) = target {
+        progress.start_long("measuring errors");
+        let fit = quantizer.fit(&mut plan, target)?;
+        progress.finish();
+        report.fit(&plan, fit);
+    }
     if args.dry_run {
         return report.planned(&plan);
     }
-    let progress = Progress::new(!args.quiet);
     progress.start_long("quantizing");
-    let threads = n_threads(if args.threads > 0 { args.threads } else { task.threads.unwrap_or(-1) });
-    let mut show = |done: f32| progress.set(done);
-    let mut quantizer = Quantizer::new(&gguf, args.search, request.importance.as_ref(), threads, &cancel, &mut show);
     quantizer.run(&plan, &outputs, &mut |outcome| progress.above(|| report.tensor(&plan, outcome)))?;
     progress.finish();
-    report.finish(&plan)
+    report.written(&plan);
+    drop(gguf);
+    let verdict = match comparison {
+        None => None,
+        Some(comparison) => {
+            progress.start_long("comparing");
+            let verdict = comparison.with(&outputs[0], threads, &cancel, &mut |done| progress.set(done))?;
+            progress.finish();
+            Some(verdict)
+        }
+    };
+    report.finish(&plan, verdict.as_ref())
 }
 
 fn request(args: &Args, task: &Task) -> Result<Request> {

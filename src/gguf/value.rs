@@ -122,6 +122,11 @@ impl Value {
         }
     }
 
+    /// The integer that it is, whatever its width, if it is not negative.
+    pub fn as_u64(&self) -> Option<u64> {
+        u64::try_from(self.as_integer()?).ok()
+    }
+
     /// The integer that it is, whatever its width.
     pub(super) fn as_integer(&self) -> Option<i128> {
         Some(match *self {

@@ -55,17 +55,17 @@ pub struct Quantizer<'a> {
     pub(super) importance: Option<&'a Importance>,
     pub(super) device: Cpu,
     pub(super) cancel: &'a Cancel,
-    progress: &'a mut dyn FnMut(f32),
+    pub(super) progress: &'a mut dyn FnMut(f32),
 }
 
 /// Rows of a tensor that are written anew.
-struct Rows<'a> {
+pub(super) struct Rows<'a> {
     tensor: &'a Planned,
     /// What its columns matter, for each matrix of the tensor or for all.
-    importance: Option<&'a [f32]>,
+    pub(super) importance: Option<&'a [f32]>,
     /// Rows of a matrix: importance changes with it.
     per_matrix: usize,
-    row_before: usize,
+    pub(super) row_before: usize,
     row_after: usize,
 }
 
@@ -163,7 +163,7 @@ impl<'a> Quantizer<'a> {
     }
 
     /// How rows of `tensor` become rows of `to`.
-    fn rows<'t>(&self, tensor: &'t Planned, to: Dtype) -> Result<Rows<'t>>
+    pub(super) fn rows<'t>(&self, tensor: &'t Planned, to: Dtype) -> Result<Rows<'t>>
     where
         'a: 't,
     {
@@ -267,7 +267,7 @@ impl<'a> Quantizer<'a> {
     }
 
     /// Weight `at` of a tensor, for messages.
-    fn place(&self, tensor: &Planned, at: usize) -> String {
+    pub(super) fn place(&self, tensor: &Planned, at: usize) -> String {
         let n_cols = tensor.n_cols();
         format!("{}: tensor {:?}: row {}, column {}", self.gguf.name(), tensor.source, at / n_cols, at % n_cols)
     }
@@ -301,7 +301,7 @@ impl<'a> Rows<'a> {
     }
 
     /// What the columns matter in row `row`, and for how many of the `n` rows from there on.
-    fn importance_of(&self, row: usize, n: usize) -> (Option<&'a [f32]>, usize) {
+    pub(super) fn importance_of(&self, row: usize, n: usize) -> (Option<&'a [f32]>, usize) {
         let n_cols = self.tensor.n_cols();
         match self.importance {
             Some(values) if values.len() > n_cols => {
@@ -314,7 +314,7 @@ impl<'a> Rows<'a> {
 }
 
 /// Compares a row with what became of it.
-fn compare(x: &[f32], rounded: &[f32], importance: Option<&[f32]>) -> Sums {
+pub(super) fn compare(x: &[f32], rounded: &[f32], importance: Option<&[f32]>) -> Sums {
     const LANES: usize = 16;
     const SPAN: usize = 256;
     let mut sums = Sums::default();

@@ -1,6 +1,7 @@
 //! Writing models smaller: what weights matter, which tensor gets which type, and what the file says about itself. Formats
 //! alone: the work is done by [`crate::pipelines::Quantizer`].
 
+pub mod budget;
 mod file_type;
 mod imatrix;
 mod importance;

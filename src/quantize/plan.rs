@@ -2,7 +2,7 @@
 
 use super::mix::{Mix, Model, block, fitting, is_encoder, may_quantize, needs_importance};
 use super::{FileType, Importance};
-use crate::gguf::{Gguf, Metadata, SPLIT_KEYS, TensorInfo, Value, Writer};
+use crate::gguf::{DEFAULT_ALIGNMENT, Gguf, Metadata, SPLIT_KEYS, TensorInfo, Value, Writer};
 use crate::{Dtype, Error, ErrorKind, Result, bail};
 use fancy_regex::Regex;
 
@@ -296,6 +296,30 @@ impl Plan {
     /// Size of all tensors in the source, in bytes.
     pub fn n_bytes_before(&self) -> u64 {
         self.tensors.iter().map(|t| t.bytes_before() as u64).sum()
+    }
+
+    /// Size of all files, in bytes.
+    ///
+    /// # Errors
+    /// As [`Plan::writers`].
+    pub fn file_bytes(&self) -> Result<u64> {
+        self.writers()?.iter().map(|writer| writer.file_bytes(&self.name)).sum()
+    }
+
+    /// What tensors' places in the files are multiples of, in bytes.
+    pub fn alignment(&self) -> u64 {
+        let value = self.metadata.iter().find(|(key, _)| key == "general.alignment").map(|(_, value)| value);
+        value.and_then(Value::as_u64).unwrap_or(DEFAULT_ALIGNMENT as u64)
+    }
+
+    /// Whether there is importance for some of its tensors.
+    pub fn has_importance(&self) -> bool {
+        self.has_importance
+    }
+
+    /// Whether tensors that are quantized already may be quantized again.
+    pub fn requantizes(&self) -> bool {
+        self.allow_requantize
     }
 
     /// Number of weights.

@@ -1,9 +1,10 @@
 //! What `mmq quantize` tells: a line for each tensor, a summary, or all of it as one JSON object.
 
 use super::super::{printed, say, scaled};
+use super::measure::Verdict;
 use crate::Result;
 use crate::gguf::Gguf;
-use crate::pipelines::Outcome;
+use crate::pipelines::{Fit, Outcome};
 use crate::quantize::{Plan, Planned};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -20,6 +21,8 @@ pub struct Report {
     /// Width of the longest name.
     width: usize,
     tensors: Vec<Value>,
+    /// How long it took, once it is done.
+    seconds: Option<f64>,
 }
 
 impl Report {
@@ -33,6 +36,7 @@ impl Report {
             outputs: outputs.iter().map(|path| path.display().to_string()).collect(),
             width: plan.tensors.iter().map(|t| t.name.chars().count()).max().unwrap_or(0),
             tensors: Vec::new(),
+            seconds: None,
         }
     }
 
@@ -55,13 +59,45 @@ impl Report {
         self.object(plan, None)
     }
 
+    /// Tells what was chosen to reach a target.
+    pub fn fit(&self, plan: &Plan, fit: Fit) {
+        if self.quiet {
+            return;
+        }
+        let mut types: Vec<(&str, usize, usize)> = Vec::new();
+        for t in plan.tensors.iter().filter(|t| t.free) {
+            match types.iter_mut().find(|(name, ..)| *name == t.to.name()) {
+                Some((_, n, bytes)) => (*n, *bytes) = (*n + 1, *bytes + t.bytes()),
+                None => types.push((t.to.name(), 1, t.bytes())),
+            }
+        }
+        types.sort_by_key(|(_, _, bytes)| std::cmp::Reverse(*bytes));
+        let list: Vec<_> =
+            types.iter().map(|(name, n, bytes)| format!("{name} {n} ({}B)", scaled(*bytes as u64))).collect();
+        say(&format!("chosen: {}B of {}B: {}", scaled(fit.bytes), scaled(fit.allowed), list.join(", ")));
+        if fit.bytes as f64 * 1.01 < fit.allowed as f64 {
+            let why = if fit.is_largest { "the model is no larger" } else { "no type fits into the rest" };
+            say(&format!("note: {}B of the target are left: {why}", scaled(fit.allowed - fit.bytes)));
+        }
+    }
+
     /// Tells that the files are complete.
-    pub fn finish(&mut self, plan: &Plan) -> Result<()> {
-        let seconds = self.start.elapsed().as_secs_f64();
+    pub fn written(&mut self, plan: &Plan) {
+        self.seconds = Some(self.start.elapsed().as_secs_f64());
         if !self.quiet {
+            let seconds = self.start.elapsed().as_secs_f64();
             say(&format!("{} in {seconds:.1} s: {}", summary(plan), self.outputs.join(", ")));
         }
-        self.object(plan, Some(seconds))
+    }
+
+    /// Ends the report, with what `--measure` has found.
+    pub fn finish(&mut self, plan: &Plan, verdict: Option<&Verdict>) -> Result<()> {
+        if let Some(verdict) = verdict
+            && !self.json
+        {
+            printed(writeln!(std::io::stdout(), "{}", verdict.line()))?;
+        }
+        self.object(plan, verdict)
     }
 
     fn line(&mut self, plan: &Plan, i: usize, error: Option<f64>, weighted: bool) {
@@ -91,20 +127,21 @@ impl Report {
         }
     }
 
-    fn object(&self, plan: &Plan, seconds: Option<f64>) -> Result<()> {
+    fn object(&self, plan: &Plan, verdict: Option<&Verdict>) -> Result<()> {
         if !self.json {
             return Ok(());
         }
         let object = json!({
             "input": self.input,
-            "output": if seconds.is_some() { json!(self.outputs) } else { Value::Null },
+            "output": if self.seconds.is_some() { json!(self.outputs) } else { Value::Null },
             "tensors": self.tensors,
             "n_params": plan.n_params(),
             "bytes_before": plan.n_bytes_before(),
             "bytes": plan.n_bytes(),
             "bits_per_weight": bits_per_weight(plan.n_bytes(), plan),
             "fell_back": fell_back(plan),
-            "seconds": seconds,
+            "seconds": self.seconds,
+            "measured": verdict.map(Verdict::json),
         });
         printed(std::io::stdout().write_all(format!("{object:#}\n").as_bytes()))
     }
