@@ -30,6 +30,7 @@ pub mod architectures;
 pub mod blocks;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod convert;
 pub mod device;
 pub mod gguf;
 pub mod media;

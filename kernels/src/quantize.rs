@@ -2,8 +2,10 @@
 //! [`crate::Kernels::quantize`].
 
 mod batch;
+mod best;
 mod ggml;
 pub(crate) mod lanes;
+mod least;
 mod pack;
 mod points;
 mod points_best;
@@ -58,8 +60,9 @@ pub fn quantize(dtype: Dtype, search: Search, x: &[f32], n_cols: usize, importan
     (kernels().quantize_weights)(dtype, search, x, n_cols, importance, out);
 }
 
-/// Rows to blocks of a type that is no plain float, on lanes `V`: what every level's entry does.
-pub(crate) fn quantize_on<V: Lanes>(
+/// Rows to blocks of a type that is no plain float: what every level's entry does. Types whose blocks are independent of one
+/// another in all steps take as many of them at a time as `V` has lanes; the others work with `P` within a block.
+pub(crate) fn quantize_on<V: Lanes, P: Lanes>(
     dtype: Dtype,
     search: Search,
     x: &[f32],
@@ -69,12 +72,12 @@ pub(crate) fn quantize_on<V: Lanes>(
 ) {
     match dtype {
         Dtype::TQ1_0 | Dtype::TQ2_0 | Dtype::MXFP4 | Dtype::NVFP4 => {
-            return V::call(small::Rows { dtype, search, x, n_cols, importance, out });
+            return P::call(small::Rows { dtype, search, x, n_cols, importance, out });
         }
         Dtype::IQ2_XXS | Dtype::IQ2_XS | Dtype::IQ2_S | Dtype::IQ3_XXS | Dtype::IQ3_S | Dtype::IQ1_S | Dtype::IQ1_M => {
             return match search {
-                Search::Best => V::call(points_best::Rows { dtype, x, n_cols, importance, out }),
-                Search::Ggml => V::call(points_ggml::Rows { dtype, x, n_cols, importance, out }),
+                Search::Best => P::call(points_best::Rows { dtype, x, n_cols, importance, out }),
+                Search::Ggml => P::call(points_ggml::Rows { dtype, x, n_cols, importance, out }),
             };
         }
         _ => {}
@@ -87,20 +90,18 @@ pub(crate) fn quantize_on<V: Lanes>(
     ) {
         V::call(Rows::<F, W> { x, n_cols, importance, out, format: PhantomData });
     }
-    let rows = match dtype {
-        Dtype::Q4_0 => rows::<V, reference::Q4_0, 32>,
-        Dtype::Q4_1 => rows::<V, reference::Q4_1, 32>,
-        Dtype::Q5_0 => rows::<V, reference::Q5_0, 32>,
-        Dtype::Q5_1 => rows::<V, reference::Q5_1, 32>,
-        Dtype::Q8_0 => rows::<V, reference::Q8_0, 32>,
-        Dtype::Q2_K => rows::<V, reference::Q2_K, 256>,
-        Dtype::Q3_K => rows::<V, reference::Q3_K, 256>,
-        Dtype::Q4_K => rows::<V, reference::Q4_K, 256>,
-        Dtype::Q5_K => rows::<V, reference::Q5_K, 256>,
-        Dtype::Q6_K => rows::<V, reference::Q6_K, 256>,
-        Dtype::IQ4_NL => rows::<V, reference::IQ4_NL, 32>,
-        Dtype::IQ4_XS => rows::<V, reference::IQ4_XS, 256>,
-        other => unreachable!("weights are not written in {other}"),
+    macro_rules! formats {
+        ($($name:ident $w:literal,)*) => {
+            match (dtype, search) {
+                $((Dtype::$name, Search::Best) => rows::<V, least::$name, $w>,
+                (Dtype::$name, Search::Ggml) => rows::<V, reference::$name, $w>,)*
+                _ => unreachable!("weights are not written in {dtype}"),
+            }
+        };
+    }
+    let rows = formats! {
+        Q4_0 32, Q4_1 32, Q5_0 32, Q5_1 32, Q8_0 32, IQ4_NL 32,
+        Q2_K 256, Q3_K 256, Q4_K 256, Q5_K 256, Q6_K 256, IQ4_XS 256,
     };
     rows(x, n_cols, importance, out);
 }

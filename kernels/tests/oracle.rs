@@ -1,8 +1,9 @@
-//! Dequantization gives, bit for bit, the floats of GGUF's reference package, for each runnable type and level.
+//! Dequantization gives, bit for bit, the floats of GGUF's reference package, for each runnable type and level; and
+//! `Search::Ggml` writes ggml's bytes.
 //!
-//! `fixtures/blocks.bin` is written by `fixtures/make_blocks.py`.
+//! `fixtures/blocks.bin` is written by `fixtures/make_blocks.py`, `fixtures/ggml.bin` by `fixtures/make_ggml.py`.
 
-use mmq_kernels::{Dtype, levels};
+use mmq_kernels::{Dtype, Search, levels};
 
 /// The first `n` bytes of `bytes`, which then goes on behind them.
 fn take<'a>(bytes: &mut &'a [u8], n: usize) -> &'a [u8] {
@@ -38,4 +39,28 @@ fn dequantize_is_the_reference() {
     all.sort();
     seen.sort();
     assert_eq!(seen, all);
+}
+
+#[test]
+fn quantized_weights_are_those_of_ggml() {
+    let mut bytes: &[u8] = include_bytes!("fixtures/ggml.bin");
+    let (n_rows, n_cols) = (word(&mut bytes) as usize, word(&mut bytes) as usize);
+    let mut floats = |n| (0..n).map(|_| f32::from_bits(word(&mut bytes))).collect::<Vec<_>>();
+    let (x, importance) = (floats(n_rows * n_cols), floats(n_cols));
+    let mut seen = 0;
+    while !bytes.is_empty() {
+        let dtype = Dtype::from_id(word(&mut bytes)).unwrap();
+        for importance in [None, Some(&importance[..])] {
+            let expected = take(&mut bytes, dtype.row_bytes(x.len()).unwrap());
+            for table in levels() {
+                let mut blocks = vec![0; expected.len()];
+                (table.quantize_weights)(dtype, Search::Ggml, &x, n_cols, importance, &mut blocks);
+                let differing = blocks.iter().zip(expected).filter(|(a, b)| a != b).count();
+                let with = if importance.is_some() { "with" } else { "without" };
+                assert_eq!(differing, 0, "bytes of {} {dtype} {with} importance", table.level.name());
+            }
+        }
+        seen += 1;
+    }
+    assert_eq!(seen, 12);
 }

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod bench;
+mod convert;
 mod image_tokens;
 mod imatrix;
 mod inspect;
@@ -36,6 +37,7 @@ enum Command {
     Run(Box<run::Args>),
     Bench(Box<bench::Args>),
     Perplexity(Box<perplexity::Args>),
+    Convert(convert::Args),
     Imatrix(Box<imatrix::Args>),
     Inspect(inspect::Args),
     Pack(pack::Args),
@@ -106,6 +108,7 @@ fn start(matches: &ArgMatches, notes: Vec<String>) -> Result<()> {
         Command::Run(args) => run::run(&args, &notes),
         Command::Bench(args) => bench::run(&args, &notes),
         Command::Perplexity(args) => perplexity::run(&args, &notes),
+        Command::Convert(args) => convert::run(&args),
         Command::Imatrix(args) => imatrix::run(&args, &notes),
         Command::Inspect(args) => inspect::run(&args),
         Command::Pack(args) => pack::run(&args),

@@ -15,7 +15,7 @@ pub(super) fn map(path: &Path) -> Result<Bytes> {
     // Asked before opening: opening a pipe would wait for its writer.
     let about = std::fs::metadata(path).map_err(|e| Error::io(path, &e))?;
     if about.is_dir() {
-        bail!(Io, "{}: is a folder, not a GGUF file", path.display());
+        bail!(Io, "{}: is a folder, not a file", path.display());
     }
     if !about.is_file() {
         bail!(Io, "{}: is no regular file, and only those can be mapped", path.display());

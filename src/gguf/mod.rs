@@ -99,6 +99,15 @@ pub struct Bytes {
 }
 
 impl Bytes {
+    /// The whole of the file `path`, mapped, not read: it must not change while the bytes are in use, as
+    /// [`Gguf::open`] explains.
+    ///
+    /// # Errors
+    /// `Io` if it cannot be opened or is no regular file.
+    pub fn map(path: &Path) -> Result<Bytes> {
+        mmap::map(path)
+    }
+
     /// The part `range` of these bytes, without copying.
     ///
     /// # Panics

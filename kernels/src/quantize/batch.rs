@@ -2,7 +2,6 @@
 
 use super::lanes::{Lanes, MAX_LANES, Task};
 use crate::Dtype;
-use half::f16;
 use std::marker::PhantomData;
 
 /// How the blocks of a type are made, `W` weights each.
@@ -36,25 +35,12 @@ impl Out<'_> {
     /// Bytes `at` and `at + 1` of each block: a float in F16. Returns it as the block has it.
     #[inline(always)]
     pub fn half<V: Lanes>(&mut self, at: usize, value: V) -> V {
-        let (bits, rounded) = halves(value);
+        let bits = value.to_f16();
         for (block, bits) in self.bytes.chunks_exact_mut(self.size).zip(bits) {
             block[at..at + 2].copy_from_slice(&bits.to_le_bytes());
         }
-        rounded
+        V::from_f16(&bits)
     }
-}
-
-/// Floats rounded to F16: the bits, and as floats. NaN gets one pattern.
-#[inline(always)]
-pub(crate) fn halves<V: Lanes>(value: V) -> ([u16; MAX_LANES], V) {
-    let (mut floats, mut bits) = ([0.0; MAX_LANES], [0; MAX_LANES]);
-    value.store(&mut floats);
-    for (bits, x) in bits.iter_mut().zip(&mut floats).take(V::N) {
-        let half = if x.is_nan() { f16::NAN } else { f16::from_f32(*x) };
-        *bits = half.to_bits();
-        *x = half.to_f32();
-    }
-    (bits, V::load(&floats))
 }
 
 /// Rows to blocks of format `F`, see [`crate::quantize::quantize`].

@@ -23,7 +23,12 @@ pub(crate) fn extreme<V: Lanes>(x: &[V]) -> (V, V) {
 /// The smallest and the largest element.
 #[inline(always)]
 pub(crate) fn range<V: Lanes>(x: &[V]) -> (V, V) {
-    x[1..].iter().fold((x[0], x[0]), |(min, max), &x| (x.min(min), x.max(max)))
+    let (mut min, mut max) = (x[0], x[0]);
+    for &x in &x[1..] {
+        min = x.min(min);
+        max = x.max(max);
+    }
+    (min, max)
 }
 
 /// `x · scale` as an integer of a symmetric type, from `-n` to `n - 1`.
@@ -114,7 +119,9 @@ pub(crate) fn three_bits<V: Lanes>(x: &[V; 16], q: &mut [V; 16]) -> V {
             break;
         }
     }
-    q.iter_mut().for_each(|q| *q = V::select(nothing, zero, *q + V::splat(n)));
+    for q in q.iter_mut() {
+        *q = V::select(nothing, zero, *q + V::splat(n));
+    }
     V::select(nothing, zero, V::select(sum_l2.gt(zero), sum_lx / sum_l2, zero))
 }
 
@@ -192,7 +199,10 @@ pub(crate) fn affine<V: Lanes, const W: usize>(n: f32, x: &[V; W], w: &[V; W], q
 #[inline(always)]
 pub(crate) fn positive<V: Lanes, const G: usize>(n: f32, x: &[V; G], w: &[V; G], q: &mut [V; G]) -> V {
     let (zero, top) = (V::splat(0.0), V::splat(n));
-    let max = x.iter().fold(zero, |max, &x| max.max(x));
+    let mut max = zero;
+    for &x in x {
+        max = max.max(x);
+    }
     let nothing = max.lt(V::splat(NOTHING));
     let mut inverse = top / max;
     let scale = V::splat(1.0) / inverse;
@@ -238,7 +248,9 @@ pub(crate) fn positive<V: Lanes, const G: usize>(n: f32, x: &[V; G], w: &[V; G],
             break;
         }
     }
-    q.iter_mut().for_each(|q| *q = V::select(nothing, zero, *q));
+    for q in q.iter_mut() {
+        *q = V::select(nothing, zero, *q);
+    }
     V::select(nothing, zero, V::select(sum_l2.gt(zero), sum_lx / sum_l2, zero))
 }
 
@@ -256,17 +268,22 @@ const IQ4_EDGES: [f32; 15] = {
 /// The index of the nearest code of IQ4, the upper one of two.
 #[inline(always)]
 pub(crate) fn iq4_index<V: Lanes>(x: V) -> V {
-    let one = V::splat(1.0);
-    IQ4_EDGES.iter().fold(V::splat(0.0), |index, edge| index + one.keep(x.ge(V::splat(*edge))))
+    let mut index = V::splat(0.0);
+    for edge in IQ4_EDGES {
+        index = index + V::splat(1.0).keep(x.ge(V::splat(edge)));
+    }
+    index
 }
 
 /// The nearest code of IQ4, the upper one of two.
 #[inline(always)]
 pub(crate) fn iq4_code<V: Lanes>(x: V) -> V {
     let codes = crate::block::IQ4_CODES.map(f32::from);
-    IQ4_EDGES.iter().enumerate().fold(V::splat(codes[0]), |code, (i, edge)| {
-        code + V::splat(codes[i + 1] - codes[i]).keep(x.ge(V::splat(*edge)))
-    })
+    let mut code = V::splat(codes[0]);
+    for (i, edge) in IQ4_EDGES.into_iter().enumerate() {
+        code = code + V::splat(codes[i + 1] - codes[i]).keep(x.ge(V::splat(edge)));
+    }
+    code
 }
 
 /// `(Σ w x q, Σ w q²)` of the codes that `scale` gives.

@@ -4,6 +4,7 @@
 //! meet, so that a block's bytes depend neither on the width of the vectors nor on the other blocks, and each operation
 //! is an IEEE one without contraction: all levels give the same bits.
 
+use half::f16;
 use std::ops::{Add, Div, Mul, Sub};
 
 /// The widest vector.
@@ -53,15 +54,10 @@ pub(crate) trait Lanes:
     /// The integer in the low bits of `self + 1.5 · 2²³`: the nearest one up to 2²² in magnitude, and what ggml gets beyond.
     /// 0 for NaN.
     fn low_bits(self) -> Self;
-    /// Of candidates whose digits are packed in `bits` bits each, the one with the least sum of `costs[i][digit i]`, to which
-    /// the least of `flips[i][digit i]` is added: its number and its cost. The entry is chosen by the 3 bits from where the digit
-    /// begins. Of equal ones it is the first of the first lane that has one.
-    fn least_sum<const D: usize>(
-        costs: &[[f32; 8]; D],
-        flips: Option<&[[f32; 8]; D]>,
-        bits: usize,
-        candidates: &[[u16; 8]],
-    ) -> (usize, f32);
+    /// F16 bits, to nearest even; only the first `N` mean something. NaN gets one pattern.
+    fn to_f16(self) -> [u16; MAX_LANES];
+    /// The first `N` floats of F16 bits.
+    fn from_f16(bits: &[u16; MAX_LANES]) -> Self;
     /// Runs a task compiled for this instruction set, as a function of its own.
     fn call<T: Task>(task: T) -> T::Output;
 
@@ -77,10 +73,44 @@ pub(crate) trait Lanes:
         self.max(Self::splat(low)).min(Self::splat(high))
     }
 
+    /// The nearest numbers of F16.
+    #[inline(always)]
+    fn half(self) -> Self {
+        Self::from_f16(&self.to_f16())
+    }
+
     /// `self` where `mask` holds, and else 0.
     #[inline(always)]
     fn keep(self, mask: Self::Mask) -> Self {
         Self::select(mask, self, Self::splat(0.0))
+    }
+
+    /// Of candidates whose digits are packed in `bits` bits each, the one with the least sum of `costs[i][digit i]`, to which
+    /// the least of `flips[i][digit i]` is added: its number and its cost. The entry is chosen by the 3 bits from where the digit
+    /// begins. Of equal ones it is the first of the first lane of eight that has one.
+    #[inline(always)]
+    fn least_sum<const D: usize>(
+        costs: &[[f32; 8]; D],
+        flips: Option<&[[f32; 8]; D]>,
+        bits: usize,
+        candidates: &[[u16; 8]],
+    ) -> (usize, f32) {
+        let mut least = [(0, f32::INFINITY); 8];
+        for (c, candidates) in candidates.iter().enumerate() {
+            for (l, (least, digits)) in least.iter_mut().zip(candidates).enumerate() {
+                let digit = |i: usize| usize::from(digits >> (bits * i) & 7);
+                let mut sum = (1..D).fold(costs[0][digit(0)], |sum, i| sum + costs[i][digit(i)]);
+                if let Some(flips) = flips {
+                    let first = flips[0][digit(0)];
+                    sum +=
+                        (1..D).fold(first, |flip, i| if flips[i][digit(i)] < flip { flips[i][digit(i)] } else { flip });
+                }
+                if sum < least.1 {
+                    *least = (8 * c + l, sum);
+                }
+            }
+        }
+        least.into_iter().reduce(|a, b| if b.1 < a.1 { b } else { a }).expect("there are lanes")
     }
 }
 
@@ -200,28 +230,16 @@ impl Lanes for Plain {
         })
     }
     #[inline(always)]
-    fn least_sum<const D: usize>(
-        costs: &[[f32; 8]; D],
-        flips: Option<&[[f32; 8]; D]>,
-        bits: usize,
-        candidates: &[[u16; 8]],
-    ) -> (usize, f32) {
-        let mut least = [(0, f32::INFINITY); 8];
-        for (c, candidates) in candidates.iter().enumerate() {
-            for (l, (least, digits)) in least.iter_mut().zip(candidates).enumerate() {
-                let digit = |i: usize| usize::from(digits >> (bits * i) & 7);
-                let mut sum = (1..D).fold(costs[0][digit(0)], |sum, i| sum + costs[i][digit(i)]);
-                if let Some(flips) = flips {
-                    let first = flips[0][digit(0)];
-                    sum +=
-                        (1..D).fold(first, |flip, i| if flips[i][digit(i)] < flip { flips[i][digit(i)] } else { flip });
-                }
-                if sum < least.1 {
-                    *least = (8 * c + l, sum);
-                }
-            }
+    fn to_f16(self) -> [u16; MAX_LANES] {
+        let mut bits = [0; MAX_LANES];
+        for (bits, x) in bits.iter_mut().zip(self.0) {
+            *bits = if x.is_nan() { f16::NAN } else { f16::from_f32(x) }.to_bits();
         }
-        least.into_iter().reduce(|a, b| if b.1 < a.1 { b } else { a }).expect("there are lanes")
+        bits
+    }
+    #[inline(always)]
+    fn from_f16(bits: &[u16; MAX_LANES]) -> Plain {
+        Plain(std::array::from_fn(|l| f16::from_bits(bits[l]).to_f32()))
     }
     #[inline(always)]
     fn call<T: Task>(task: T) -> T::Output {

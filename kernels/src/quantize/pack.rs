@@ -17,6 +17,22 @@ fn split<V: Lanes>(q: V, bits: u32) -> (V, V) {
     (q - V::splat(unit) * high, high)
 }
 
+/// Four integers of 2 bits.
+#[inline(always)]
+fn four<V: Lanes>(a: V, b: V, c: V, d: V) -> V {
+    join(join(a, b, 2), join(c, d, 2), 4)
+}
+
+/// What eight integers have above their low bits, one bit each: `q[from]`, `q[from + step]` and so on.
+#[inline(always)]
+fn bits<V: Lanes>(q: &[V], from: usize, step: usize, low: u32) -> V {
+    let mut byte = V::splat(0.0);
+    for bit in 0..8 {
+        byte = byte + V::splat((1 << bit) as f32).keep(q[from + step * bit].ge(V::splat((1 << low) as f32)));
+    }
+    byte
+}
+
 /// 16 bytes: `q[i]` low, `q[16 + i]` high.
 #[inline(always)]
 pub(crate) fn nibbles_32<V: Lanes>(out: &mut Out<'_>, at: usize, q: &[V; 32]) {
@@ -29,8 +45,7 @@ pub(crate) fn nibbles_32<V: Lanes>(out: &mut Out<'_>, at: usize, q: &[V; 32]) {
 #[inline(always)]
 pub(crate) fn five_bits_32<V: Lanes>(out: &mut Out<'_>, at: usize, q: &[V; 32]) {
     for k in 0..4 {
-        let byte = (0..8).rev().fold(V::splat(0.0), |byte, bit| byte + byte + split(q[8 * k + bit], 4).1);
-        out.byte(at + k, byte);
+        out.byte(at + k, bits(q, 8 * k, 1, 4));
     }
     for i in 0..16 {
         out.byte(at + 4 + i, join(split(q[i], 4).0, split(q[16 + i], 4).0, 4));
@@ -42,8 +57,8 @@ pub(crate) fn five_bits_32<V: Lanes>(out: &mut Out<'_>, at: usize, q: &[V; 32]) 
 pub(crate) fn two_bits_256<V: Lanes>(out: &mut Out<'_>, at: usize, q: &[V; 256]) {
     for half in 0..2 {
         for i in 0..32 {
-            let q: [V; 4] = std::array::from_fn(|j| q[128 * half + 32 * j + i]);
-            out.byte(at + 32 * half + i, join(join(q[0], q[1], 2), join(q[2], q[3], 2), 4));
+            let q = &q[128 * half + i..];
+            out.byte(at + 32 * half + i, four(q[0], q[32], q[64], q[96]));
         }
     }
 }
@@ -61,17 +76,18 @@ pub(crate) fn q2_k<V: Lanes>(out: &mut Out<'_>, s: &[V; 16], m: &[V; 16], q: &[V
 #[inline(always)]
 pub(crate) fn q3_k<V: Lanes>(out: &mut Out<'_>, s: &[V; 16], q: &mut [V; 256]) {
     for i in 0..32 {
-        let byte = (0..8).rev().fold(V::splat(0.0), |byte, j| byte + byte + split(q[32 * j + i], 2).1);
-        out.byte(i, byte);
+        out.byte(i, bits(q, i, 32, 2));
     }
-    q.iter_mut().for_each(|q| *q = split(*q, 2).0);
+    for q in q.iter_mut() {
+        *q = split(*q, 2).0;
+    }
     two_bits_256(out, 32, q);
     for i in 0..8 {
         out.byte(96 + i, join(split(s[i], 4).0, split(s[8 + i], 4).0, 4));
     }
     for i in 0..4 {
-        let s: [V; 4] = std::array::from_fn(|j| split(s[4 * j + i], 4).1);
-        out.byte(104 + i, join(join(s[0], s[1], 2), join(s[2], s[3], 2), 4));
+        let s = &s[i..];
+        out.byte(104 + i, four(split(s[0], 4).1, split(s[4], 4).1, split(s[8], 4).1, split(s[12], 4).1));
     }
 }
 
@@ -100,10 +116,11 @@ pub(crate) fn nibbles_256<V: Lanes>(out: &mut Out<'_>, at: usize, q: &[V; 256]) 
 #[inline(always)]
 pub(crate) fn five_bits_256<V: Lanes>(out: &mut Out<'_>, at: usize, q: &mut [V; 256]) {
     for i in 0..32 {
-        let byte = (0..8).rev().fold(V::splat(0.0), |byte, j| byte + byte + split(q[32 * j + i], 4).1);
-        out.byte(at + i, byte);
+        out.byte(at + i, bits(q, i, 32, 4));
     }
-    q.iter_mut().for_each(|q| *q = split(*q, 4).0);
+    for q in q.iter_mut() {
+        *q = split(*q, 4).0;
+    }
     nibbles_256(out, at + 32, q);
 }
 
@@ -112,10 +129,11 @@ pub(crate) fn five_bits_256<V: Lanes>(out: &mut Out<'_>, at: usize, q: &mut [V; 
 pub(crate) fn q6_k<V: Lanes>(out: &mut Out<'_>, s: &[V; 16], q: &[V; 256]) {
     for half in 0..2 {
         for i in 0..32 {
-            let q: [(V, V); 4] = std::array::from_fn(|j| split(q[128 * half + 32 * j + i], 4));
+            let q = &q[128 * half + i..];
+            let q = [split(q[0], 4), split(q[32], 4), split(q[64], 4), split(q[96], 4)];
             out.byte(64 * half + i, join(q[0].0, q[2].0, 4));
             out.byte(64 * half + 32 + i, join(q[1].0, q[3].0, 4));
-            out.byte(128 + 32 * half + i, join(join(q[0].1, q[1].1, 2), join(q[2].1, q[3].1, 2), 4));
+            out.byte(128 + 32 * half + i, four(q[0].1, q[1].1, q[2].1, q[3].1));
         }
     }
     for (g, s) in s.iter().enumerate() {
@@ -127,8 +145,8 @@ pub(crate) fn q6_k<V: Lanes>(out: &mut Out<'_>, s: &[V; 16], q: &[V; 256]) {
 #[inline(always)]
 pub(crate) fn iq4_xs<V: Lanes>(out: &mut Out<'_>, s: &[V; 8], q: &[V; 256]) {
     for i in 0..2 {
-        let s: [V; 4] = std::array::from_fn(|j| split(s[4 * i + j], 4).1);
-        out.byte(2 + i, join(join(s[0], s[1], 2), join(s[2], s[3], 2), 4));
+        let s = &s[4 * i..];
+        out.byte(2 + i, four(split(s[0], 4).1, split(s[1], 4).1, split(s[2], 4).1, split(s[3], 4).1));
     }
     for i in 0..4 {
         out.byte(4 + i, join(split(s[2 * i], 4).0, split(s[2 * i + 1], 4).0, 4));

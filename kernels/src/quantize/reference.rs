@@ -18,13 +18,21 @@ fn weigh<V: Lanes>(x: &[V], importance: &[V], mean_square: V, w: &mut [V]) {
 /// `Σ x`, in order.
 #[inline(always)]
 fn sum<V: Lanes>(x: &[V]) -> V {
-    x.iter().fold(V::splat(0.0), |sum, &x| sum + x)
+    let mut sum = V::splat(0.0);
+    for &x in x {
+        sum = sum + x;
+    }
+    sum
 }
 
 /// `Σ x²`, in order.
 #[inline(always)]
 fn squares<V: Lanes>(x: &[V]) -> V {
-    x.iter().fold(V::splat(0.0), |sum, &x| sum + x * x)
+    let mut sum = V::splat(0.0);
+    for &x in x {
+        sum = sum + x * x;
+    }
+    sum
 }
 
 /// 1 / x, or 0 for 0.
@@ -140,8 +148,7 @@ impl Format<32> for Q8_0 {
     #[inline(always)]
     fn encode<V: Lanes>(x: &[V; 32], _: Option<&[V; 32]>, _: V, out: &mut Out<'_>) {
         let (half, zero) = (V::splat(0.5), V::splat(0.0));
-        let largest = x.iter().fold(zero, |max, &x| max.max(x.abs()));
-        let d = largest / V::splat(127.0);
+        let d = extreme(x).1 / V::splat(127.0);
         let inverse = invert(d);
         out.half(0, d);
         for (i, &x) in x.iter().enumerate() {
@@ -167,7 +174,7 @@ impl Format<32> for IQ4_NL {
         out.half(0, d);
         let inverse = invert(d);
         let mut q = *x;
-        q.iter_mut().for_each(|q| *q = iq4_index(inverse * *q));
+        iq4_indices(inverse, &mut q);
         pack::nibbles_32(out, 2, &q);
     }
 }
@@ -176,7 +183,19 @@ impl Format<32> for IQ4_NL {
 fn iq4_weights<V: Lanes>(x: &[V; 32], importance: Option<&[V; 32]>, mean_square: V, w: &mut [V; 32]) {
     match importance {
         Some(importance) => weigh(x, importance, mean_square, w),
-        None => w.iter_mut().zip(x).for_each(|(w, &x)| *w = x * x),
+        None => {
+            for (w, &x) in w.iter_mut().zip(x) {
+                *w = x * x;
+            }
+        }
+    }
+}
+
+/// Floats to the indices of their codes.
+#[inline(always)]
+fn iq4_indices<V: Lanes>(inverse: V, q: &mut [V]) {
+    for q in q {
+        *q = iq4_index(inverse * *q);
     }
 }
 
@@ -199,7 +218,7 @@ impl Format<256> for IQ4_XS {
         for (s, q) in scales.iter_mut().zip(q.as_chunks_mut::<32>().0) {
             let l = (inverse * *s).round().clamp(-32.0, 31.0);
             let inverse = invert(d * l);
-            q.iter_mut().for_each(|q| *q = iq4_index(inverse * *q));
+            iq4_indices(inverse, q);
             *s = l + V::splat(32.0);
         }
         pack::iq4_xs(out, &scales, &q);
@@ -219,7 +238,10 @@ fn again<V: Lanes>(x: &[V], d: V, min: V, n: f32, q: &mut [V]) {
 #[inline(always)]
 fn by_largest<V: Lanes, const G: usize>(n: f32, x: &[V; G], q: &mut [V; G]) -> V {
     let zero = V::splat(0.0);
-    let max = x.iter().fold(zero, |max, &x| x.max(max));
+    let mut max = zero;
+    for &x in x {
+        max = x.max(max);
+    }
     let inverse = (V::splat(n) / max).keep(max.gt(zero));
     for (q, &x) in q.iter_mut().zip(x) {
         *q = (inverse * x).low_bits().clamp(0.0, n);
@@ -244,7 +266,9 @@ impl Format<256> for Q2_K {
                     MANY
                 }
                 None => {
-                    w.iter_mut().for_each(|w| *w = w.abs());
+                    for w in &mut w {
+                        *w = w.abs();
+                    }
                     Tries { from: -0.5, step: 0.1, steps: 15, magnitudes: true }
                 }
             };
@@ -330,7 +354,9 @@ fn k4<V: Lanes>(
             }
             None => {
                 let mean = (squares(x) / V::splat(32.0)).sqrt();
-                w.iter_mut().for_each(|w| *w = mean + w.abs());
+                for w in &mut w {
+                    *w = mean + w.abs();
+                }
                 tries
             }
         };
@@ -385,7 +411,11 @@ impl Format<256> for Q6_K {
             let mut w = *x;
             match importance {
                 Some(importance) => w.copy_from_slice(&importance.as_chunks::<16>().0[g]),
-                None => w.iter_mut().for_each(|w| *w = *w * *w),
+                None => {
+                    for w in &mut w {
+                        *w = *w * *w;
+                    }
+                }
             }
             scales[g] = symmetric(32.0, x, &w, q);
         }

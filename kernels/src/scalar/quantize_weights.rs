@@ -18,11 +18,12 @@ pub fn quantize_weights(
         Dtype::F32 => each(x, out, f32::to_le_bytes),
         Dtype::F16 => each(x, out, |x| f16::from_f32(x).to_le_bytes()),
         Dtype::BF16 => each(x, out, |x| bf16::from_f32(x).to_le_bytes()),
-        _ => quantize_on::<Plain>(dtype, search, x, n_cols, importance, out),
+        _ => quantize_on::<Plain, Plain>(dtype, search, x, n_cols, importance, out),
     }
 }
 
-fn each<const N: usize>(x: &[f32], out: &mut [u8], to_bytes: impl Fn(f32) -> [u8; N]) {
+#[inline(always)]
+pub(crate) fn each<const N: usize>(x: &[f32], out: &mut [u8], to_bytes: impl Fn(f32) -> [u8; N]) {
     for (x, out) in x.iter().zip(out.as_chunks_mut::<N>().0) {
         *out = to_bytes(*x);
     }

@@ -11,7 +11,7 @@ mod elementwise;
 mod few;
 mod norm;
 mod quantize;
-mod quantize_weights;
+pub(super) mod quantize_weights;
 mod rope;
 mod softmax;
 mod unpack;

@@ -1,9 +1,11 @@
 //! Floats to blocks: eight blocks in the lanes of a vector.
 
+use super::load_floats;
 use crate::quantize::lanes::{Lanes, MAX_LANES, Task};
 use crate::quantize::quantize_on;
 use crate::scalar;
 use crate::{Dtype, Search};
+use half::{bf16, f16};
 use std::arch::x86_64::*;
 use std::ops::{Add, Div, Mul, Sub};
 
@@ -16,17 +18,37 @@ pub fn quantize_weights(
     out: &mut [u8],
 ) {
     match dtype {
-        Dtype::F32 | Dtype::F16 | Dtype::BF16 => {
-            scalar::quantize_weights::quantize_weights(dtype, search, x, n_cols, importance, out);
-        }
-        _ => quantize_on::<Eight>(dtype, search, x, n_cols, importance, out),
+        // SAFETY: the processor has AVX2 and F16C.
+        Dtype::F16 => unsafe { halves(x, out) },
+        // SAFETY: the processor has AVX2.
+        Dtype::BF16 => unsafe { brains(x, out) },
+        Dtype::F32 => scalar::quantize_weights::quantize_weights(dtype, search, x, n_cols, importance, out),
+        _ => quantize_on::<Eight, Eight>(dtype, search, x, n_cols, importance, out),
     }
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn halves(x: &[f32], out: &mut [u8]) {
+    let (eights, rest) = x.as_chunks::<8>();
+    let (to, out) = out.split_at_mut(16 * eights.len());
+    for (x, to) in eights.iter().zip(to.as_chunks_mut::<16>().0) {
+        let bits = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(load_floats(x));
+        // SAFETY: 16 bytes are writable, and the store needs no alignment.
+        unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), bits) }
+    }
+    scalar::quantize_weights::each(rest, out, |x| f16::from_f32(x).to_le_bytes());
+}
+
+/// The scalar twin, compiled for wider vectors.
+#[target_feature(enable = "avx2")]
+fn brains(x: &[f32], out: &mut [u8]) {
+    scalar::quantize_weights::each(x, out, |x| bf16::from_f32(x).to_le_bytes());
 }
 
 /// Eight floats. Reaches code through the table of processors with AVX2, FMA and F16C only: the `unsafe` of each method
 /// rests on that.
 #[derive(Clone, Copy)]
-struct Eight(__m256);
+pub(in crate::x86) struct Eight(__m256);
 
 /// A function compiled for AVX2.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -54,6 +76,15 @@ macro_rules! methods {
     ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $result:ty = $value:expr;)*) => { $(
         #[inline(always)]
         fn $name($($arg: $ty),*) -> $result {
+            // SAFETY: the processor has AVX2 and F16C; loads need no alignment and stay within what is borrowed.
+            unsafe { $value }
+        }
+    )* };
+    (self: $($name:ident($($arg:ident)?) -> $result:ty = |$this:ident| $value:expr;)*) => { $(
+        #[inline(always)]
+        fn $name(self $(, $arg: Eight)?) -> $result {
+            let $this = self.0;
+            $(let $arg = $arg.0;)?
             // SAFETY: the processor has AVX2.
             unsafe { $value }
         }
@@ -64,68 +95,30 @@ impl Lanes for Eight {
     const N: usize = 8;
     type Mask = __m256;
 
-    #[inline(always)]
-    fn sqrt(self) -> Eight {
-        // SAFETY: the processor has AVX2.
-        Eight(unsafe { _mm256_sqrt_ps(self.0) })
-    }
-    #[inline(always)]
-    fn abs(self) -> Eight {
-        // SAFETY: the processor has AVX2.
-        Eight(unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0) })
-    }
-    #[inline(always)]
-    fn round(self) -> Eight {
-        // SAFETY: the processor has AVX2.
-        Eight(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
-    }
-    #[inline(always)]
-    fn trunc(self) -> Eight {
-        // SAFETY: the processor has AVX2.
-        Eight(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC }>(self.0) })
-    }
-    #[inline(always)]
-    fn min(self, other: Eight) -> Eight {
-        // SAFETY: the processor has AVX2.
-        Eight(unsafe { _mm256_min_ps(self.0, other.0) })
-    }
-    #[inline(always)]
-    fn max(self, other: Eight) -> Eight {
-        // SAFETY: the processor has AVX2.
-        Eight(unsafe { _mm256_max_ps(self.0, other.0) })
-    }
-    #[inline(always)]
-    fn lt(self, other: Eight) -> __m256 {
-        // SAFETY: the processor has AVX2.
-        unsafe { _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, other.0) }
-    }
-    #[inline(always)]
-    fn ge(self, other: Eight) -> __m256 {
-        // SAFETY: the processor has AVX2.
-        unsafe { _mm256_cmp_ps::<_CMP_GE_OQ>(self.0, other.0) }
-    }
-    #[inline(always)]
-    fn ne(self, other: Eight) -> __m256 {
-        // SAFETY: the processor has AVX2.
-        unsafe { _mm256_cmp_ps::<_CMP_NEQ_UQ>(self.0, other.0) }
-    }
-    #[inline(always)]
-    fn low_bits(self) -> Eight {
-        // SAFETY: the processor has AVX2.
-        unsafe {
-            let bits = _mm256_castps_si256(_mm256_add_ps(self.0, _mm256_set1_ps(12_582_912.0)));
-            let bits = _mm256_and_si256(bits, _mm256_set1_epi32(0x7f_ffff));
-            let integer = _mm256_cvtepi32_ps(_mm256_sub_epi32(bits, _mm256_set1_epi32(0x40_0000)));
-            Eight(_mm256_and_ps(integer, _mm256_cmp_ps::<_CMP_ORD_Q>(self.0, self.0)))
-        }
-    }
-
     methods! {
         fn splat(x: f32) -> Eight = Eight(_mm256_set1_ps(x));
         fn load(from: &[f32; MAX_LANES]) -> Eight = Eight(_mm256_loadu_ps(from.as_ptr()));
         fn and(a: __m256, b: __m256) -> __m256 = _mm256_and_ps(a, b);
         fn any(mask: __m256) -> bool = _mm256_movemask_ps(mask) != 0;
         fn select(mask: __m256, yes: Eight, no: Eight) -> Eight = Eight(_mm256_blendv_ps(no.0, yes.0, mask));
+        fn from_f16(bits: &[u16; MAX_LANES]) -> Eight = Eight(_mm256_cvtph_ps(_mm_loadu_si128(bits.as_ptr().cast())));
+    }
+    methods! { self:
+        sqrt() -> Eight = |x| Eight(_mm256_sqrt_ps(x));
+        abs() -> Eight = |x| Eight(_mm256_andnot_ps(_mm256_set1_ps(-0.0), x));
+        round() -> Eight = |x| Eight(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x));
+        trunc() -> Eight = |x| Eight(_mm256_round_ps::<{ _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC }>(x));
+        min(y) -> Eight = |x| Eight(_mm256_min_ps(x, y));
+        max(y) -> Eight = |x| Eight(_mm256_max_ps(x, y));
+        lt(y) -> __m256 = |x| _mm256_cmp_ps::<_CMP_LT_OQ>(x, y);
+        ge(y) -> __m256 = |x| _mm256_cmp_ps::<_CMP_GE_OQ>(x, y);
+        ne(y) -> __m256 = |x| _mm256_cmp_ps::<_CMP_NEQ_UQ>(x, y);
+        low_bits() -> Eight = |x| {
+            let bits = _mm256_castps_si256(_mm256_add_ps(x, _mm256_set1_ps(12_582_912.0)));
+            let bits = _mm256_and_si256(bits, _mm256_set1_epi32(0x7f_ffff));
+            let integer = _mm256_cvtepi32_ps(_mm256_sub_epi32(bits, _mm256_set1_epi32(0x40_0000)));
+            Eight(_mm256_and_ps(integer, _mm256_cmp_ps::<_CMP_ORD_Q>(x, x)))
+        };
     }
 
     #[inline(always)]
@@ -143,6 +136,22 @@ impl Lanes for Eight {
             _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm_packus_epi16(words, words));
         }
         bytes
+    }
+    #[inline(always)]
+    fn to_f16(self) -> [u16; MAX_LANES] {
+        let mut bits = [0; MAX_LANES];
+        // SAFETY: the processor has AVX2 and F16C, and 16 bytes are writable without alignment.
+        unsafe {
+            let number = _mm256_cmp_ps::<_CMP_ORD_Q>(self.0, self.0);
+            let x = _mm256_blendv_ps(_mm256_set1_ps(f32::NAN), self.0, number);
+            _mm_storeu_si128(bits.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
+        }
+        bits
+    }
+    #[inline(always)]
+    fn call<T: Task>(task: T) -> T::Output {
+        // SAFETY: the processor has AVX2, FMA and F16C.
+        unsafe { call(task) }
     }
     #[inline(always)]
     fn least_sum<const D: usize>(
@@ -189,10 +198,5 @@ impl Lanes for Eight {
             }
             (8 * numbers[lane] as usize + lane, lowest)
         }
-    }
-    #[inline(always)]
-    fn call<T: Task>(task: T) -> T::Output {
-        // SAFETY: the processor has AVX2, FMA and F16C.
-        unsafe { call(task) }
     }
 }
