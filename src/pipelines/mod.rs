@@ -1,5 +1,6 @@
 //! What interfaces talk to: a loaded [`Engine`], shared and immutable, and a [`Session`], one timeline on it.
 
+mod bias;
 pub mod calibrate;
 mod engine;
 pub mod evaluate;

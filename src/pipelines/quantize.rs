@@ -104,7 +104,13 @@ impl<'a> Quantizer<'a> {
         for (writer, path) in plan.writers()?.iter().zip(paths) {
             staged.push(writer.stage(path, |_, sink| {
                 let tensor = &plan.tensors[index];
-                let outcome = self.tensor(index, tensor, sink, before as f32, total)?;
+                let outcome = match self.corrected_bias(plan, tensor)? {
+                    Some(bias) => {
+                        sink.put(&bias)?;
+                        Outcome { index, error: None, weighted: true }
+                    }
+                    None => self.tensor(index, tensor, sink, before as f32, total)?,
+                };
                 before += tensor.n_elements();
                 index += 1;
                 done(outcome);
@@ -296,7 +302,7 @@ impl<'a> Quantizer<'a> {
 
 impl<'a> Rows<'a> {
     /// Rows that one thread takes at a time.
-    fn rows_of_part(&self) -> usize {
+    pub(super) fn rows_of_part(&self) -> usize {
         (PART / self.tensor.n_cols()).max(1)
     }
 

@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug)]
 pub struct Importance {
     values: BTreeMap<String, Vec<f32>>,
+    /// Mean inputs, of those tensors of which they are known.
+    means: BTreeMap<String, Vec<f64>>,
     file: String,
     dataset: Option<String>,
     n_chunks: usize,
@@ -29,8 +31,10 @@ impl Importance {
         if values.is_empty() {
             bail!(Usage, "{file}: no tensor is left of this importance matrix of {}", imatrix.len());
         }
+        let mean = |name: &String| Some((name.clone(), imatrix.entry(name)?.mean_input()?));
+        let means = values.keys().filter_map(mean).collect();
         let dataset = imatrix.datasets().first().cloned();
-        Ok(Importance { values, file: file.to_owned(), dataset, n_chunks: imatrix.n_chunks() })
+        Ok(Importance { values, means, file: file.to_owned(), dataset, n_chunks: imatrix.n_chunks() })
     }
 
     /// Number of tensors.
@@ -46,6 +50,11 @@ impl Importance {
     /// What the columns of a tensor matter.
     pub fn get(&self, tensor: &str) -> Option<&[f32]> {
         self.values.get(tensor).map(Vec::as_slice)
+    }
+
+    /// The mean input of a tensor, `[n_cols]`, if it is known.
+    pub fn mean_input(&self, tensor: &str) -> Option<&[f64]> {
+        self.means.get(tensor).map(Vec::as_slice)
     }
 
     /// What a quantized file says about where it was used, as llama-quantize writes it.
