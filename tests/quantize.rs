@@ -411,10 +411,20 @@ fn weights_that_are_no_numbers() {
     let message = refused(1, &["quantize", &path, &out, "F16"]);
     assert!(message.contains("row 0, column 77: 1000000 is too large for F16"), "{message}");
     quantize(&[&path, &out, "BF16"]);
+    for (value, wanted) in [(1e30, "Q8_0"), (1e12, "Q8_0"), (-1e12, "Q4_0"), (1e30, "Q4_K"), (1e12, "Q6_K")] {
+        values[77] = value;
+        small(&path, &values);
+        for search in ["best", "ggml"] {
+            let message = refused(1, &["quantize", "--pure", "--search", search, &path, &out, wanted]);
+            assert!(
+                message.contains("row 0, column 77: ") && message.contains(" is too large for Q"),
+                "{wanted}: {message}"
+            );
+        }
+    }
     values[77] = 1e30;
     small(&path, &values);
-    let message = refused(1, &["quantize", &path, &out, "Q8_0"]);
-    assert!(message.contains("too large for Q8_0"), "{message}");
+    quantize(&[&path, &out, "BF16"]);
 }
 
 #[test]

@@ -15,13 +15,16 @@ const PART: usize = 64 << 10;
 /// Weights that are in memory at a time.
 const CHUNK: usize = 4 << 20;
 
+/// Larger weights may be cut off: the largest number in F16, which the scales of most types are.
+const LARGE: f32 = 65504.0;
+
 /// What became of a tensor.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// Its place in the plan.
     pub index: usize,
     /// Its error: root of the sum of squared differences over the root of the sum of squares, weighted by importance; `None`
-    /// if it is as it was.
+    /// if it is as it was, or if the squares are too large to add up.
     pub error: Option<f64>,
     /// Whether there was importance for it.
     pub weighted: bool,
@@ -154,7 +157,8 @@ impl<'a> Quantizer<'a> {
             (self.progress)((before + (end * weights) as f32) / total);
         }
         let weighted = rows.as_ref().is_some_and(|rows| rows.importance.is_some());
-        Ok(Outcome { index, error: rows.map(|_| sums.relative()), weighted })
+        let error = rows.map(|_| sums.relative()).filter(|error| error.is_finite());
+        Ok(Outcome { index, error, weighted })
     }
 
     pub(super) fn check_cancel(&self) -> Result<()> {
@@ -234,7 +238,11 @@ impl<'a> Quantizer<'a> {
         let mut total = Sums::default();
         for (i, part) in parts.into_iter().enumerate() {
             let (out, sums) = part.into_inner().unwrap_or_else(PoisonError::into_inner);
-            if !sums.error.is_finite() || !sums.energy.is_finite() {
+            // What overflows or is cut off leaves no sum, or an error as large as the weights.
+            if !sums.error.is_finite()
+                || !sums.energy.is_finite()
+                || sums.energy > 0.0 && sums.error > 0.9 * sums.energy
+            {
                 let n = out.len() / rows.row_after;
                 let from = &from[i * per_part * rows.row_before..][..n * rows.row_before];
                 self.find_fault(rows, first + i * per_part, from, to, out)?;
@@ -292,7 +300,10 @@ impl<'a> Quantizer<'a> {
                 bail!(Format, "{}: expected a finite number, got {}", place(first + i, col), x[col]);
             }
             (kernels.dequantize)(to, &out[i * rows.row_after..][..rows.row_after], &mut y);
-            if let Some(col) = y.iter().position(|y| !y.is_finite()) {
+            let is_lost = |x: f32, y: f32| !y.is_finite() || x.abs() > LARGE && y.abs() < 0.5 * x.abs();
+            if x.iter().zip(&y).any(|(x, y)| is_lost(*x, *y)) {
+                // A block is lost with its largest weight.
+                let col = (0..n_cols).max_by(|a, b| x[*a].abs().total_cmp(&x[*b].abs())).expect("rows are not empty");
                 bail!(Unsupported, "{}: {} is too large for {to}", place(first + i, col), x[col]);
             }
         }
