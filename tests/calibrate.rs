@@ -64,8 +64,8 @@ impl Rows {
         Rows { x: self.x.iter().zip(&other.x).map(|(a, b)| f(*a, *b)).collect(), width: self.width }
     }
 
-    fn squares(&self) -> Vec<f64> {
-        (0..self.width).map(|i| self.x.iter().skip(i).step_by(self.width).map(|x| x * x).sum()).collect()
+    fn columns(&self, f: fn(f64) -> f64) -> Vec<f64> {
+        (0..self.width).map(|i| self.x.iter().skip(i).step_by(self.width).map(|x| f(*x)).sum()).collect()
     }
 }
 
@@ -192,11 +192,18 @@ fn sums_are_those_of_what_matrices_multiply() {
         let name = format!("{name}.weight");
         let entry = imatrix.entry(&name).unwrap_or_else(|| panic!("{name} is collected"));
         assert_eq!(entry.counts(), [(inputs.x.len() / inputs.width) as u64], "{name}");
-        let (sums, expected) = (entry.sums(), inputs.squares());
+        let (sums, expected) = (entry.sums(), inputs.columns(|x| x * x));
         assert_eq!(sums.len(), expected.len(), "{name}");
         let most = expected.iter().copied().fold(0.0, f64::max);
         for (sum, expected) in sums.iter().zip(&expected) {
             assert!((sum - expected).abs() <= 1e-4 * most, "{name}: {sum} for {expected}");
+        }
+        // Where there is a bias, the inputs themselves are summed up, too.
+        let means = entry.mean_input();
+        assert_eq!(means.is_some(), name.starts_with("v.") || name.starts_with("mm."), "{name}");
+        let n = entry.counts()[0] as f64;
+        for (mean, sum) in means.iter().flatten().zip(inputs.columns(|x| x)) {
+            assert!((mean * n - sum).abs() <= 1e-4 * (most * n).sqrt(), "{name}: {mean} for {}", sum / n);
         }
         names.retain(|known| *known != name);
     }
@@ -375,6 +382,38 @@ fn the_command() {
     assert_eq!(told["layers"].as_array().unwrap().len(), 4 + 5);
     let (code, stdout, _) = imatrix(folder.path(), &["--show-statistics", "--in-file", "c"]);
     assert!(code == Some(0) && stdout.contains(" attn_q ") && stdout.contains("v.0"), "{stdout}");
+}
+
+#[test]
+fn biases_take_back_what_quantizing_moves() {
+    let folder = tempfile::tempdir().unwrap();
+    json(folder.path(), &["--image", &root("models/nano/sample.png"), "-o", "i.gguf"]);
+    let imatrix = Imatrix::read(folder.path().join("i.gguf")).unwrap();
+    let original = root("models/nano/mmproj-nano.gguf");
+    let quantized = |search: &str| {
+        let out = folder.path().join(search);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mmq"));
+        command.args(["quantize", "--allow-requantize", "--pure", "-q", "--search", search, "--imatrix", "i.gguf"]);
+        let status = command.current_dir(folder.path()).arg(&original).arg(&out).arg("Q4_1").status().unwrap();
+        assert!(status.success());
+        Fixture { gguf: Gguf::open(out).unwrap() }
+    };
+    let (original, best, ggml) =
+        (Fixture { gguf: Gguf::open(&original).unwrap() }, quantized("best"), quantized("ggml"));
+    for layer in ["v.blk.0.attn_q", "v.blk.2.ffn_down", "mm.0", "mm.2"] {
+        let (weight, bias) = (format!("{layer}.weight"), format!("{layer}.bias"));
+        let mean = imatrix.entry(&weight).unwrap().mean_input().unwrap();
+        let (w, q, before, after) =
+            (original.floats(&weight), best.floats(&weight), original.floats(&bias), best.floats(&bias));
+        assert_ne!(before, after, "{layer}");
+        for (i, (before, after)) in before.iter().zip(&after).enumerate() {
+            let row = i * mean.len()..(i + 1) * mean.len();
+            let on_average = |w: &[f64], bias: f64| bias + w.iter().zip(&mean).map(|(w, x)| w * x).sum::<f64>();
+            let (a, b) = (on_average(&w[row.clone()], *before), on_average(&q[row], *after));
+            assert!((a - b).abs() < 1e-4, "{layer}: {a} on average became {b}");
+        }
+        assert_eq!(ggml.floats(&bias), before, "{layer}");
+    }
 }
 
 #[test]

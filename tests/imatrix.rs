@@ -120,6 +120,34 @@ fn experts_that_saw_nothing_count_one() {
 }
 
 #[test]
+fn sums_of_inputs_come_along() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.gguf");
+    let mut one = Imatrix::new(4);
+    one.add("a.weight", &[4.0, 1.0], Some(&[-2.0, 0.5]), 2).unwrap();
+    one.add("b.weight", &[4.0, 1.0], None, 2).unwrap();
+    one.add("a.weight", &[4.0, 1.0], Some(&[-2.0, 0.5]), 2).unwrap();
+    one.write(&path).unwrap();
+    let mut read_again = Imatrix::read(&path).unwrap();
+    assert_eq!(read_again, one);
+    let mean = |imatrix: &Imatrix, tensor: &str| imatrix.entry(tensor).unwrap().mean_input();
+    assert_eq!((mean(&one, "a.weight"), mean(&one, "b.weight")), (Some(vec![-1.0, 0.25]), None));
+    read_again.merge(&one).unwrap();
+    assert_eq!(mean(&read_again, "a.weight"), mean(&one, "a.weight"));
+    one.write_dat(&path).unwrap();
+    read_again.merge(&Imatrix::read(&path).unwrap()).unwrap();
+    assert_eq!(mean(&read_again, "a.weight"), None);
+    assert_eq!(read_again.importance("a.weight"), Some(vec![2.0, 0.5]));
+
+    let sums: (&str, &[usize], &[f32]) = ("a.weight.in_sum2", &[2], &[1.0, 2.0]);
+    let counts: (&str, &[usize], &[f32]) = ("a.weight.counts", &[1], &[1.0]);
+    for (inputs, words) in [(&[1.0f32][..], "expected F32 [2]"), (&[1.0, f32::NAN], "no sum of inputs")] {
+        let wrong = gguf(&[sums, counts, ("a.weight.in_sum", &[inputs.len()], inputs)]);
+        refused(read(&wrong), ErrorKind::Format, &["a.weight", words]);
+    }
+}
+
+#[test]
 fn files_that_are_none_are_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     refused(Imatrix::read(folder.path()), ErrorKind::Io, &["is no regular file"]);

@@ -8,8 +8,10 @@ mod imatrix;
 mod inspect;
 mod pack;
 mod perplexity;
+mod quantize;
 mod rows;
 mod run;
+mod split;
 mod tokenize;
 mod verify;
 
@@ -39,6 +41,9 @@ enum Command {
     Imatrix(Box<imatrix::Args>),
     Inspect(inspect::Args),
     Pack(pack::Args),
+    Quantize(Box<quantize::Args>),
+    Split(split::SplitArgs),
+    Merge(split::MergeArgs),
     Tokenize(tokenize::Args),
     Verify(verify::Args),
 }
@@ -107,6 +112,9 @@ fn start(matches: &ArgMatches, notes: Vec<String>) -> Result<()> {
         Command::Imatrix(args) => imatrix::run(&args, &notes),
         Command::Inspect(args) => inspect::run(&args),
         Command::Pack(args) => pack::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
+        Command::Split(args) => split::split(&args),
+        Command::Merge(args) => split::merge(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Verify(args) => verify::run(&args),
     }

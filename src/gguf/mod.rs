@@ -14,9 +14,10 @@ mod value;
 mod writer;
 
 pub use metadata::Metadata;
+pub use split::{SPLIT_KEYS, shard_path};
 pub use value::{Array, Value};
 pub(crate) use writer::replace;
-pub use writer::{Sink, Writer};
+pub use writer::{Sink, Staged, Writer};
 
 use crate::{Dtype, Result};
 use mmq_kernels::Layout;
@@ -54,6 +55,16 @@ impl TensorInfo {
     /// Number of elements.
     pub fn n_elements(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// Which file of a split model holds it, from 0.
+    pub fn shard(&self) -> usize {
+        self.shard
+    }
+
+    /// Where its bytes start, from the start of that file.
+    pub fn offset(&self) -> usize {
+        self.offset
     }
 }
 

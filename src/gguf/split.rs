@@ -13,6 +13,21 @@ const NO: &str = "split.no";
 const COUNT: &str = "split.count";
 const TENSORS: &str = "split.tensors.count";
 
+/// The keys that say which part of a split model a file is: its number, the count of parts, the count of tensors in all.
+pub const SPLIT_KEYS: [&str; 3] = [NO, COUNT, TENSORS];
+
+/// The path of shard `no` (from 0) of `count`: `prefix` and `-00001-of-0000N.gguf`, as llama.cpp names it. An end of
+/// `.gguf` is taken off `prefix`.
+pub fn shard_path(prefix: &Path, no: usize, count: usize) -> PathBuf {
+    let prefix = prefix.as_os_str();
+    let mut name = match prefix.to_str().and_then(|text| text.strip_suffix(".gguf")) {
+        Some(stem) => stem.into(),
+        None => prefix.to_owned(),
+    };
+    name.push(suffix(no, count));
+    name.into()
+}
+
 /// Opens `path` and, if it is a shard, its siblings.
 pub(super) fn open(path: &Path) -> Result<Gguf> {
     let file = read(path)?;

@@ -122,6 +122,11 @@ impl Value {
         }
     }
 
+    /// The integer that it is, whatever its width, if it is not negative.
+    pub fn as_u64(&self) -> Option<u64> {
+        u64::try_from(self.as_integer()?).ok()
+    }
+
     /// The integer that it is, whatever its width.
     pub(super) fn as_integer(&self) -> Option<i128> {
         Some(match *self {
@@ -198,6 +203,17 @@ impl Array {
     /// Number of elements.
     pub fn len(&self) -> usize {
         each_array!(self, v => v.len())
+    }
+
+    /// Keeps the elements at the places that `keep` names.
+    pub fn retain(&mut self, keep: impl Fn(usize) -> bool) {
+        each_array!(self, v => {
+            let mut at = 0;
+            v.retain(|_| {
+                at += 1;
+                keep(at - 1)
+            });
+        });
     }
 
     /// Whether it has no elements.

@@ -3,10 +3,14 @@
 use super::{Array, Gguf, TensorInfo, Value, index, quote, reader};
 use crate::{Dtype, Error, Result, bail};
 use mmq_kernels::Layout;
-use std::fs;
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{self, SyncSender};
+use std::thread::{self, JoinHandle};
+use std::{
+    fs,
+    io::{self, BufWriter, Write},
+};
 
 /// A GGUF file to be: metadata and tensor entries, in the order in which they are given. The data come with
 /// [`Writer::write`].
@@ -103,8 +107,21 @@ impl Writer {
     /// # Errors
     /// `Io` if it cannot be written, `Format` if a reader would refuse it, and whatever `data` returns.
     pub fn write(&self, path: impl AsRef<Path>, data: impl FnMut(&TensorInfo, &mut Sink) -> Result<()>) -> Result<()> {
+        self.stage(path, data)?.commit()
+    }
+
+    /// As [`Writer::write`], but the file keeps its temporary name until [`Staged::commit`]: of several files that belong
+    /// together, all or none take their places.
+    ///
+    /// # Errors
+    /// As [`Writer::write`].
+    pub fn stage(
+        &self,
+        path: impl AsRef<Path>,
+        data: impl FnMut(&TensorInfo, &mut Sink) -> Result<()>,
+    ) -> Result<Staged> {
         let path = path.as_ref();
-        replace(path, |out| self.write_to(&path.display().to_string(), out, data))
+        stage(path, |out| self.write_to(&path.display().to_string(), out, data))
     }
 
     /// Writes the file to `out`, which messages call `name`, asking `data` for each tensor's bytes in turn.
@@ -119,6 +136,37 @@ impl Writer {
     ) -> Result<()> {
         let alignment = self.check(name)?;
         let mut out = Counted { out, name, at: 0 };
+        self.write_entries(&mut out, alignment)?;
+        for t in &self.tensors {
+            out.pad(alignment)?;
+            let mut sink = Sink { out: &mut out, tensor: t, left: t.n_bytes };
+            data(t, &mut sink)?;
+            if sink.left > 0 {
+                let n = t.n_bytes - sink.left;
+                bail!(Format, "{name}: tensor {}: expected {} bytes of data, got {n}", quote(&t.name), t.n_bytes);
+            }
+        }
+        if self.pad_end {
+            out.pad(alignment)?;
+        }
+        out.out.flush().map_err(|e| Error::io(name, &e))
+    }
+
+    /// The size that the file will have, in bytes; `name` stands for it in messages.
+    ///
+    /// # Errors
+    /// `Format` if a reader would refuse it.
+    pub fn file_bytes(&self, name: &str) -> Result<u64> {
+        let alignment = self.check(name)?;
+        let mut nowhere = std::io::sink();
+        let mut out = Counted { out: &mut nowhere, name, at: 0 };
+        self.write_entries(&mut out, alignment)?;
+        let end = self.tensors.iter().fold(out.at, |at, t| at.next_multiple_of(alignment) + t.n_bytes as u64);
+        Ok(if self.pad_end { end.next_multiple_of(alignment) } else { end })
+    }
+
+    /// Writes what comes before the tensors' data.
+    fn write_entries(&self, out: &mut Counted<'_>, alignment: u64) -> Result<()> {
         out.put(b"GGUF")?;
         out.u32(self.version)?;
         out.u64(self.tensors.len() as u64)?;
@@ -138,19 +186,7 @@ impl Writer {
             out.u64(offset)?;
             offset = (offset + t.n_bytes as u64).next_multiple_of(alignment);
         }
-        for t in &self.tensors {
-            out.pad(alignment)?;
-            let mut sink = Sink { out: &mut out, tensor: t, left: t.n_bytes };
-            data(t, &mut sink)?;
-            if sink.left > 0 {
-                let n = t.n_bytes - sink.left;
-                bail!(Format, "{name}: tensor {}: expected {} bytes of data, got {n}", quote(&t.name), t.n_bytes);
-            }
-        }
-        if self.pad_end {
-            out.pad(alignment)?;
-        }
-        out.out.flush().map_err(|e| Error::io(name, &e))
+        Ok(())
     }
 
     /// Checks that what is written can be read; gives the alignment.
@@ -189,6 +225,11 @@ impl Writer {
 /// # Errors
 /// `Io` if it cannot be written, and whatever `write` returns; `path` is as it was then.
 pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    stage(path, write)?.commit()
+}
+
+/// As [`replace`], without the last step.
+fn stage(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<Staged> {
     let failed = |e| Error::io(path, &e);
     // Renaming onto a link would replace the link.
     let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
@@ -196,12 +237,11 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<
         bail!(Io, "{}: is no regular file, and cannot be replaced by one", path.display());
     }
     let (temporary, file) = Temporary::beside(&target).map_err(failed)?;
-    let mut out = BufWriter::with_capacity(1 << 20, file);
+    let mut out = BufWriter::with_capacity(1 << 20, Syncing::new(file));
     write(&mut out)?;
     let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
-    file.sync_all().map_err(failed)?;
-    drop(file);
-    temporary.rename(&target).map_err(failed)
+    file.finish().map_err(failed)?;
+    Ok(Staged { temporary, target })
 }
 
 /// How many arrays lie within each other.
@@ -315,6 +355,90 @@ impl Counted<'_> {
             left -= n;
         }
         Ok(())
+    }
+}
+
+/// Bytes after which what is written is sent on to the disk.
+const SYNC_EVERY: usize = 32 << 20;
+
+/// A file that goes to the disk while more of it is made, so that the wait at the end is short.
+struct Syncing {
+    file: fs::File,
+    /// Bytes since the disk was last asked for.
+    since: usize,
+    wake: Option<SyncSender<()>>,
+    /// `None` where the system gives no thread: all waiting is at the end then.
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Syncing {
+    fn new(file: fs::File) -> Syncing {
+        // One request may wait while another is at work; more would say nothing new.
+        let (wake, woken) = mpsc::sync_channel(1);
+        let thread = file.try_clone().and_then(|file| {
+            let work = move || woken.iter().try_for_each(|()| file.sync_data());
+            thread::Builder::new().name("mmq-sync".into()).spawn(work)
+        });
+        Syncing { file, since: 0, wake: Some(wake), thread: thread.ok() }
+    }
+
+    /// Waits until all of it is on the disk.
+    fn finish(mut self) -> io::Result<()> {
+        // An error that the thread was told of would not be told again.
+        self.stop()?;
+        self.file.sync_all()
+    }
+
+    fn stop(&mut self) -> io::Result<()> {
+        drop(self.wake.take());
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result,
+            // Panics have been reported on standard error; the file is synced as a whole.
+            Some(Err(_)) | None => Ok(()),
+        }
+    }
+}
+
+impl Write for Syncing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(bytes)?;
+        self.since += n;
+        if self.since >= SYNC_EVERY {
+            self.since = 0;
+            if let Some(wake) = &self.wake {
+                // Full: it is at work already. Closed: it has failed, which the end tells.
+                let _ = wake.try_send(());
+            }
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for Syncing {
+    fn drop(&mut self) {
+        // The file is given up; its name can go when nobody uses it.
+        let _ = self.stop();
+    }
+}
+
+/// A complete file under a temporary name, which goes away unless it is committed.
+pub struct Staged {
+    temporary: Temporary,
+    target: PathBuf,
+}
+
+impl Staged {
+    /// Gives the file its name, replacing what had it.
+    ///
+    /// # Errors
+    /// `Io` if it cannot be renamed.
+    pub fn commit(self) -> Result<()> {
+        let Staged { temporary, target } = self;
+        temporary.rename(&target).map_err(|e| Error::io(&target, &e))
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Inputs {
     pub n_rows: u64,
     /// Sums of their squares, `[n_cols]`.
     pub squares: Vec<f64>,
+    /// Sums of them themselves, `[n_cols]`; of layers with a bias only.
+    pub sums: Option<Vec<f64>>,
 }
 
 impl Collector {
@@ -49,20 +51,29 @@ impl Collector {
         }
     }
 
-    /// Adds `x: [n_rows, n_cols]`, the input of tensor `name`.
-    pub(super) fn add(&mut self, device: &Cpu, name: &Arc<str>, x: &[f32], n_cols: usize) {
-        /// Columns that a thread takes at a time: two cache lines of inputs.
-        const STEP: usize = 32;
-        let new = || Inputs { n_rows: 0, squares: vec![0.0; n_cols] };
+    /// Adds `x: [n_rows, n_cols]`, the input of tensor `name`, whose outputs are added to a bias if `biased`.
+    pub(super) fn add(&mut self, device: &Cpu, name: &Arc<str>, biased: bool, x: &[f32], n_cols: usize) {
+        let new = || Inputs { n_rows: 0, squares: vec![0.0; n_cols], sums: biased.then(|| vec![0.0; n_cols]) };
         let inputs = self.sums.entry(name.clone()).or_insert_with(new);
         assert_eq!(inputs.squares.len(), n_cols, "{name} has one shape");
         inputs.n_rows += (x.len() / n_cols) as u64;
-        // Each column is summed token by token, so that the order is always the same.
-        device.team.rows(&mut inputs.squares, STEP, &|i, squares| {
-            for row in x.chunks_exact(n_cols) {
-                let row = &row[i * STEP..i * STEP + squares.len()];
-                squares.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x) * f64::from(*x));
-            }
-        });
+        sum(device, &mut inputs.squares, x, |x| x * x);
+        if let Some(sums) = &mut inputs.sums {
+            sum(device, sums, x, |x| x);
+        }
     }
+}
+
+/// Adds `of` each element of `x: [n_rows, n_cols]` to the sum of its column.
+fn sum(device: &Cpu, sums: &mut [f64], x: &[f32], of: impl Fn(f64) -> f64 + Sync) {
+    /// Columns that a thread takes at a time: two cache lines of inputs.
+    const STEP: usize = 32;
+    let n_cols = sums.len();
+    // Each column is summed token by token, so that the order is always the same.
+    device.team.rows(sums, STEP, &|i, sums| {
+        for row in x.chunks_exact(n_cols) {
+            let row = &row[i * STEP..i * STEP + sums.len()];
+            sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += of(f64::from(*x)));
+        }
+    });
 }

@@ -127,7 +127,7 @@ fn products<const N: usize>(cx: &mut Cx<'_>, x: &[f32], norm: Norm<'_>, mut prod
 fn collect(cx: &mut Cx<'_>, x: &[f32], norm: Norm<'_>, layers: &[&Linear]) {
     let Some(collector) = cx.collector.take() else { return };
     let n = layers[0].weight.n_cols();
-    let wanted = || layers.iter().map(|layer| layer.weight.name()).filter(|name| collector.wants(name));
+    let wanted = || layers.iter().filter(|layer| collector.wants(layer.weight.name()));
     if wanted().next().is_some() {
         let mut normed = Vec::new();
         if !matches!(norm, Norm::None) {
@@ -143,8 +143,8 @@ fn collect(cx: &mut Cx<'_>, x: &[f32], norm: Norm<'_>, layers: &[&Linear]) {
             });
         }
         let x = if normed.is_empty() { x } else { &normed };
-        for name in wanted().collect::<Vec<_>>() {
-            collector.add(cx.device, name, x, n);
+        for layer in wanted().collect::<Vec<_>>() {
+            collector.add(cx.device, layer.weight.name(), layer.bias.is_some(), x, n);
         }
     }
     cx.collector = Some(collector);

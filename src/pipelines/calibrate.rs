@@ -182,7 +182,7 @@ impl Calibration {
     pub fn imatrix(&self, earlier: &Imatrix) -> Result<Imatrix> {
         let mut imatrix = earlier.clone();
         for (name, inputs) in self.session.collector.iter().flat_map(Collector::iter) {
-            let added = imatrix.add(name, &inputs.squares, inputs.n_rows);
+            let added = imatrix.add(name, &inputs.squares, inputs.sums.as_deref(), inputs.n_rows);
             added.map_err(|e| e.context(self.session.engine().name()))?;
         }
         imatrix.add_chunks(self.n_chunks);

@@ -1,17 +1,24 @@
 //! What interfaces talk to: a loaded [`Engine`], shared and immutable, and a [`Session`], one timeline on it.
 
+mod bias;
 pub mod calibrate;
 mod engine;
 pub mod evaluate;
+mod fit;
 mod pack;
 mod prompt;
+mod quantize;
 mod session;
+mod shards;
 pub mod verify;
 
 pub use crate::blocks::image_tokens::{ImageTokens, Reduction};
 pub use crate::blocks::kv_cache::KvType;
 pub use crate::tensor::Precision;
 pub use engine::{Engine, EngineOptions, LoadMode, ModelInfo, find_mmproj};
+pub use fit::{Fit, Target};
 pub use pack::Packer;
 pub use prompt::{EncodedImage, Piece, Prompt};
+pub use quantize::{Outcome, Quantizer, Sums};
 pub use session::{Answer, Cancel, Finish, Generation, Session, SessionOptions};
+pub use shards::{Limit, Shards};

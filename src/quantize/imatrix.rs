@@ -3,7 +3,8 @@
 //!
 //! In GGUF, for each tensor `NAME` of a model that was seen at work, `NAME.in_sum2: [n_mat, n_cols]` are sums of squared
 //! inputs and `NAME.counts: [n_mat, 1]` the numbers of rows that went into them, all F32; `n_mat` is 1 except for experts.
-//! Keys: `general.type` (`imatrix`), `imatrix.datasets`, `imatrix.chunk_count`, `imatrix.chunk_size` (tokens of a chunk).
+//! `NAME.in_sum: [n_cols]`, sums of the inputs themselves, is ours: `mmq imatrix` adds it for layers with a bias, and llama.cpp
+//! passes over it. Keys: `general.type` (`imatrix`), `imatrix.datasets`, `imatrix.chunk_count`, `imatrix.chunk_size` (tokens of a chunk).
 //!
 //! The older `.dat`, little-endian, has means, scaled by a number of chunks:
 //! ```text
@@ -20,6 +21,7 @@ use std::io::Read;
 use std::path::Path;
 
 const SUMS: &str = ".in_sum2";
+const INPUTS: &str = ".in_sum";
 const COUNTS: &str = ".counts";
 const DATASETS: &str = "imatrix.datasets";
 const N_CHUNKS: &str = "imatrix.chunk_count";
@@ -33,6 +35,8 @@ const MAX_COUNT: f32 = 1e18;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     sums: Vec<f64>,
+    /// Sums of the inputs themselves, `[n_cols]`, if they are known; of single matrices only.
+    inputs: Option<Vec<f64>>,
     counts: Vec<u64>,
 }
 
@@ -63,6 +67,12 @@ impl Entry {
         self.with_counts().filter(|(_, n)| *n > 0).map(|(sum, n)| sum / n as f64)
     }
 
+    /// The mean input, `[n_cols]`, if it is known.
+    pub fn mean_input(&self) -> Option<Vec<f64>> {
+        let inputs = self.inputs.as_ref().filter(|_| self.counts[0] > 0)?;
+        Some(inputs.iter().map(|sum| sum / self.counts[0] as f64).collect())
+    }
+
     /// Whether some matrix, but not all of them, has seen no rows.
     pub fn is_partial(&self) -> bool {
         let unseen = self.counts.iter().filter(|n| **n == 0).count();
@@ -73,6 +83,7 @@ impl Entry {
     fn scaled(&self, factor: u64) -> Entry {
         Entry {
             sums: self.sums.iter().map(|sum| sum * factor as f64).collect(),
+            inputs: self.inputs.as_ref().map(|sums| sums.iter().map(|sum| sum * factor as f64).collect()),
             counts: self.counts.iter().map(|n| n.saturating_mul(factor)).collect(),
         }
     }
@@ -85,6 +96,11 @@ impl Entry {
             self.counts.resize(n, self.counts[0]);
         }
         self.sums.iter_mut().zip(&other.sums).for_each(|(sum, more)| *sum += more);
+        // A mean of a part is no mean.
+        self.inputs = self.inputs.take().zip(other.inputs.as_ref()).map(|(mut sums, more)| {
+            sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+            sums
+        });
         for (i, count) in self.counts.iter_mut().enumerate() {
             *count = count.saturating_add(other.counts[i.min(other.counts.len() - 1)]);
         }
@@ -154,7 +170,26 @@ impl Imatrix {
                 let (n, n_mat) = (sums.n_elements(), counts.n_elements());
                 bail!(Format, "{file}: tensor {:?}: {n} sums of {n_mat} matrices ({COUNTS})", sums.name);
             }
+            let inputs = gguf.tensor(&format!("{name}{INPUTS}"));
+            if let Some(t) = inputs
+                && (t.dtype != Dtype::F32 || t.n_elements() != sums.n_elements() || counts.n_elements() != 1)
+            {
+                bail!(
+                    Format,
+                    "{file}: tensor {:?}: expected F32 [{}], one matrix, got {} {:?}",
+                    t.name,
+                    sums.n_elements(),
+                    t.dtype,
+                    t.shape
+                );
+            }
+            let finite = |x: f32| match x.is_finite() {
+                true => Ok(f64::from(x)),
+                false => bail!(Format, "{file}: tensor {name:?}: {x} is no sum of inputs ({INPUTS})"),
+            };
+            let inputs = inputs.map(|t| floats(&gguf.bytes(t)).map(finite).collect::<Result<_>>()).transpose()?;
             let entry = Entry {
+                inputs,
                 sums: squares(floats(&gguf.bytes(sums))).map_err(|e| e.context(format!("{file}: tensor {name:?}")))?,
                 counts: floats(&gguf.bytes(counts))
                     .map(|n| match n {
@@ -202,6 +237,10 @@ impl Imatrix {
             writer.tensor(&format!("{name}{COUNTS}"), Dtype::F32, &shape(n_mat, 1))?;
             data.push(entry.sums.iter().flat_map(|sum| (*sum as f32).to_le_bytes()).collect());
             data.push(entry.counts.iter().flat_map(|n| (*n as f32).to_le_bytes()).collect());
+            if let Some(inputs) = &entry.inputs {
+                writer.tensor(&format!("{name}{INPUTS}"), Dtype::F32, &shape(1, inputs.len()))?;
+                data.push(inputs.iter().flat_map(|sum| (*sum as f32).to_le_bytes()).collect());
+            }
         }
         let mut data = data.iter();
         writer.write(path, |_, sink| sink.put(data.next().expect("as many as there are tensors")))
@@ -242,7 +281,10 @@ impl Imatrix {
         if entries.is_empty() {
             bail!(Format, "{}: the importance matrix is empty", path.display());
         }
-        if let Some((name, _)) = entries.iter().find(|(_, e)| e.sums.iter().any(|sum| !(*sum as f32).is_finite())) {
+        if let Some((name, _)) = entries
+            .iter()
+            .find(|(_, e)| e.sums.iter().chain(e.inputs.iter().flatten()).any(|sum| !(*sum as f32).is_finite()))
+        {
             bail!(Format, "{}: tensor {name:?}: a sum is beyond what F32 holds", path.display());
         }
         Ok(entries)
@@ -301,14 +343,17 @@ impl Imatrix {
         self.n_chunks = self.n_chunks.saturating_add(n);
     }
 
-    /// Adds `count` rows of inputs of `tensor`, whose squares sum up to `sums: [n_cols]`.
+    /// Adds `count` rows of inputs of `tensor`, whose squares sum up to `sums: [n_cols]`, and they themselves to `inputs`, if that
+    /// is known.
     ///
     /// # Errors
     /// `Format` for sums that are no numbers, `Mismatch` if the tensor is known with another width.
-    pub fn add(&mut self, tensor: &str, sums: &[f64], count: u64) -> Result<()> {
+    pub fn add(&mut self, tensor: &str, sums: &[f64], inputs: Option<&[f64]>, count: u64) -> Result<()> {
         let in_tensor = |e: Error| e.context(format!("tensor {tensor:?}"));
         let sums = squares(sums.iter().copied()).map_err(in_tensor)?;
-        self.add_entry(tensor, &Entry { sums, counts: vec![count] })
+        assert!(inputs.is_none_or(|inputs| inputs.len() == sums.len()), "{tensor} has one width");
+        let inputs = inputs.map(<[f64]>::to_vec);
+        self.add_entry(tensor, &Entry { sums, inputs, counts: vec![count] })
     }
 
     /// Adds what another one has seen. Counts of chunks, in a `.dat`, are taken for counts of chunks as large as the other
@@ -438,6 +483,6 @@ impl<'a> Dat<'a> {
         let values = self.take(n_bytes, "values")?.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
         let sums = squares(values).map_err(|e| e.context(format!("tensor {name:?}")))?;
         // Where the oldest say 0, the values are means.
-        Ok((name, Entry { sums, counts: vec![n_chunks.max(1) as u64] }))
+        Ok((name, Entry { sums, inputs: None, counts: vec![n_chunks.max(1) as u64] }))
     }
 }

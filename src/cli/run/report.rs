@@ -30,6 +30,16 @@ impl Progress {
         self.begin(what, "{msg} [{bar:30}] {percent}%");
     }
 
+    /// As [`Progress::start`], for what takes minutes: it tells how long it will still take.
+    pub fn start_long(&self, what: impl Into<Cow<'static, str>>) {
+        self.begin(what, "{msg} [{bar:30}] {percent}%, {eta} left");
+    }
+
+    /// Prints what `print` prints on standard error above the bar.
+    pub fn above(&self, print: impl FnOnce()) {
+        self.bar.borrow().suspend(print);
+    }
+
     fn begin(&self, what: impl Into<Cow<'static, str>>, template: &str) {
         self.finish();
         let target = if self.shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
