@@ -418,6 +418,34 @@ fn weights_that_are_no_numbers() {
 }
 
 #[test]
+fn numbers_without_reason() {
+    let folder = Folder::new();
+    let (path, out) = (folder.path("in.gguf"), folder.path("out.gguf"));
+    let write = |n_layer: u64, n_head: u32, name: &str| {
+        let mut writer = Writer::new();
+        writer.set("general.architecture", "llama").set("llama.block_count", n_layer);
+        writer.set("llama.attention.head_count", n_head).set("llama.attention.head_count_kv", 0u32);
+        writer.set("llama.expert_count", u32::MAX);
+        writer.tensor(name, Dtype::F32, &[1, 1, 32]).unwrap();
+        writer.tensor(&format!("x{name}"), Dtype::F32, &[2, 3, 32]).unwrap();
+        writer.write(&path, |info, sink| sink.put(&vec![0; info.n_bytes])).unwrap();
+    };
+    let huge = format!("blk.{}.ffn_down.weight", u64::MAX);
+    write(u64::MAX, 3, &huge);
+    for more in [&["--prune-layers", "5"][..], &[]] {
+        let message = refused(1, &[&["quantize"], more, &[&path, &out, "Q4_K_M"]].concat());
+        assert!(message.contains("llama.block_count"), "{message}");
+    }
+    write(3, u32::MAX, &huge);
+    assert!(refused(1, &["quantize", &path, &out, "Q4_K_M"]).contains("tells no layer"));
+    write(3, u32::MAX, "v.blk.65535.attn_v.weight");
+    quantize(&[&path, &out, "Q4_K_M"]);
+    quantize(&[&path, &out, "--target-bpw", "9"]);
+    let made = Gguf::open(&out).unwrap();
+    assert!(made.tensors().iter().all(|info| made.bytes(info).len() == info.n_bytes));
+}
+
+#[test]
 fn shards() {
     let (folder, nano) = (Folder::new(), float("nano"));
     let whole = folder.path("whole.gguf");

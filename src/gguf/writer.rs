@@ -3,10 +3,14 @@
 use super::{Array, Gguf, TensorInfo, Value, index, quote, reader};
 use crate::{Dtype, Error, Result, bail};
 use mmq_kernels::Layout;
-use std::fs;
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{self, SyncSender};
+use std::thread::{self, JoinHandle};
+use std::{
+    fs,
+    io::{self, BufWriter, Write},
+};
 
 /// A GGUF file to be: metadata and tensor entries, in the order in which they are given. The data come with
 /// [`Writer::write`].
@@ -233,10 +237,10 @@ fn stage(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Resul
         bail!(Io, "{}: is no regular file, and cannot be replaced by one", path.display());
     }
     let (temporary, file) = Temporary::beside(&target).map_err(failed)?;
-    let mut out = BufWriter::with_capacity(1 << 20, file);
+    let mut out = BufWriter::with_capacity(1 << 20, Syncing::new(file));
     write(&mut out)?;
     let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
-    file.sync_all().map_err(failed)?;
+    file.finish().map_err(failed)?;
     Ok(Staged { temporary, target })
 }
 
@@ -351,6 +355,73 @@ impl Counted<'_> {
             left -= n;
         }
         Ok(())
+    }
+}
+
+/// Bytes after which what is written is sent on to the disk.
+const SYNC_EVERY: usize = 32 << 20;
+
+/// A file that goes to the disk while more of it is made, so that the wait at the end is short.
+struct Syncing {
+    file: fs::File,
+    /// Bytes since the disk was last asked for.
+    since: usize,
+    wake: Option<SyncSender<()>>,
+    /// `None` where the system gives no thread: all waiting is at the end then.
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Syncing {
+    fn new(file: fs::File) -> Syncing {
+        // One request may wait while another is at work; more would say nothing new.
+        let (wake, woken) = mpsc::sync_channel(1);
+        let thread = file.try_clone().and_then(|file| {
+            let work = move || woken.iter().try_for_each(|()| file.sync_data());
+            thread::Builder::new().name("mmq-sync".into()).spawn(work)
+        });
+        Syncing { file, since: 0, wake: Some(wake), thread: thread.ok() }
+    }
+
+    /// Waits until all of it is on the disk.
+    fn finish(mut self) -> io::Result<()> {
+        // An error that the thread was told of would not be told again.
+        self.stop()?;
+        self.file.sync_all()
+    }
+
+    fn stop(&mut self) -> io::Result<()> {
+        drop(self.wake.take());
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result,
+            // Panics have been reported on standard error; the file is synced as a whole.
+            Some(Err(_)) | None => Ok(()),
+        }
+    }
+}
+
+impl Write for Syncing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(bytes)?;
+        self.since += n;
+        if self.since >= SYNC_EVERY {
+            self.since = 0;
+            if let Some(wake) = &self.wake {
+                // Full: it is at work already. Closed: it has failed, which the end tells.
+                let _ = wake.try_send(());
+            }
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for Syncing {
+    fn drop(&mut self) {
+        // The file is given up; its name can go when nobody uses it.
+        let _ = self.stop();
     }
 }
 

@@ -3,7 +3,7 @@
 use super::Sums;
 use super::quantize::{Quantizer, compare};
 use crate::quantize::budget::{Candidate, choose};
-use crate::quantize::mix::{Role, block, needs_importance};
+use crate::quantize::mix::{Role, block};
 use crate::quantize::{Plan, Planned, floor};
 use crate::{Dtype, Result, bail};
 use mmq_kernels::quantize::quantize;
@@ -127,7 +127,7 @@ impl Quantizer<'_> {
                 && dtype.is_runnable()
                 && dtype.row_bytes(n_cols).is_some()
                 && dtype.bits_per_weight() < tensor.from.bits_per_weight()
-                && (rows.importance.is_some() || !needs_importance(*dtype, None))
+                && (rows.importance.is_some() || !dtype.wants_importance())
                 // Half precision of one kind is not the other's, and not smaller.
                 && (tensor.from == Dtype::F32 || dtype.block().0 > 1)
         };

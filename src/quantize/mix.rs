@@ -7,6 +7,9 @@ use super::FileType;
 use crate::gguf::Metadata;
 use crate::{Dtype, Result, bail};
 
+/// More blocks than this are taken for nonsense.
+const MAX_BLOCKS: usize = 1 << 16;
+
 /// What the mixes need to know of a model.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
@@ -26,7 +29,7 @@ impl Model {
     /// What a file's metadata say; what they do not say is 0.
     ///
     /// # Errors
-    /// `Format` for values of a wrong type.
+    /// `Format` for values of a wrong type, or out of reason.
     pub fn read(meta: &Metadata) -> Result<Model> {
         let architecture = meta.str("general.architecture")?.unwrap_or_default().to_owned();
         let key = |name: &str| format!("{architecture}.{name}");
@@ -39,8 +42,17 @@ impl Model {
             }
         };
         let n_head = first("attention.head_count")?.unwrap_or(0);
+        let n_layer = meta.usize(&key("block_count"))?.unwrap_or(0);
+        if n_layer > MAX_BLOCKS {
+            bail!(
+                Format,
+                "{}: key {:?}: {n_layer} blocks, at most {MAX_BLOCKS} are known",
+                meta.file(),
+                key("block_count")
+            );
+        }
         Ok(Model {
-            n_layer: meta.usize(&key("block_count"))?.unwrap_or(0),
+            n_layer,
             n_head,
             n_head_kv: first("attention.head_count_kv")?.unwrap_or(n_head),
             n_expert: meta.usize(&key("expert_count"))?.unwrap_or(0),
@@ -120,7 +132,7 @@ pub fn is_encoder(model: &Model, name: &str) -> bool {
 /// The block that `name` belongs to: N of `blk.N.`, after whatever prefix.
 pub fn block(name: &str) -> Option<usize> {
     let at = name.find("blk.")?;
-    name[at + 4..].split('.').next()?.parse().ok()
+    name[at + 4..].split('.').next()?.parse().ok().filter(|block| *block < MAX_BLOCKS)
 }
 
 /// Whether a tensor is a matrix that may lose precision: no norm, bias, embedding of positions, convolution or small
@@ -194,11 +206,11 @@ pub fn fitting(dtype: Dtype, n_cols: usize) -> Dtype {
     if next.row_bytes(n_cols).is_some() { next } else { F16 }
 }
 
-/// Whether weights of this type are noise without an importance matrix.
-pub fn needs_importance(dtype: Dtype, wanted: Option<FileType>) -> bool {
-    use Dtype::*;
-    matches!(dtype, IQ3_XXS | IQ2_XXS | IQ2_XS | IQ2_S | IQ1_M | IQ1_S)
-        || dtype == Q2_K && wanted == Some(FileType::Q2_K_S)
+/// Whether llama-quantize refuses to write a tensor in this type without importance: the result is poor. Tables of tokens
+/// and output matrices, which an importance matrix seldom knows, are let pass.
+pub fn needs_importance(name: &str, dtype: Dtype, wanted: Option<FileType>) -> bool {
+    !matches!(Role::of(name), Role::TokenEmbd | Role::Output)
+        && (dtype.wants_importance() || dtype == Dtype::Q2_K && wanted == Some(FileType::Q2_K_S))
 }
 
 /// Goes through the tensors of a model, in llama.cpp's order, and says which type each gets.

@@ -160,6 +160,8 @@ pub struct Planned {
     pub to: Dtype,
     /// The type that it was to have, if rows of its length cannot hold that.
     pub fell_back: Option<Dtype>,
+    /// Whether there is importance for it.
+    pub has_importance: bool,
     /// With [`Goal::Budget`]: whether its type is still to be chosen.
     pub free: bool,
     /// Which of the new files it is in.
@@ -268,6 +270,7 @@ impl Plan {
                 from: info.dtype,
                 to,
                 fell_back: asked.filter(|asked| *asked != to),
+                has_importance: request.importance.as_ref().is_some_and(|known| known.get(&info.name).is_some()),
                 free: request.goal == Goal::Budget
                     && asked.is_none()
                     && may_quantize(name, &info.shape)
@@ -346,9 +349,12 @@ impl Plan {
             if !t.to.is_quantizable() {
                 return error(ErrorKind::Unsupported, t, format!("{} cannot be written yet", t.to));
             }
-            if needs_importance(t.to, wanted) && !self.has_importance {
-                let why =
-                    format!("{} needs an importance matrix: make one with `mmq imatrix`, give it with --imatrix", t.to);
+            if needs_importance(&t.name, t.to, wanted) && !t.has_importance {
+                let why = if self.has_importance {
+                    format!("{} needs importance, and the matrix that was given has none for it", t.to)
+                } else {
+                    format!("{} needs an importance matrix: make one with `mmq imatrix`, give it with --imatrix", t.to)
+                };
                 return error(ErrorKind::Usage, t, why);
             }
         }
@@ -380,14 +386,9 @@ impl Plan {
         Ok(writers)
     }
 
-    /// `general.file_type` where it follows from the tensors.
+    /// `general.file_type` where nobody says it: it follows from the tensors.
     fn file_type(&self) -> Option<u32> {
-        if let Goal::Type(_) = self.goal {
-            return None;
-        }
-        if self.goal == Goal::Copy
-            && self.metadata.iter().any(|(key, v)| key == FILE_TYPE && *v != Value::U32(NOT_KNOWN))
-        {
+        if self.metadata.iter().any(|(key, value)| key == FILE_TYPE && *value != Value::U32(NOT_KNOWN)) {
             return None;
         }
         let mut sizes: Vec<(Dtype, usize)> = Vec::new();
