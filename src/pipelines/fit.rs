@@ -48,7 +48,7 @@ impl Quantizer<'_> {
     /// Chooses the types of all tensors of `plan` that are free, so that the files are as good as `target` lets them be.
     ///
     /// The loss of a type is the tensor's relative squared error in it, measured on a sample of rows and weighted by
-    /// importance where there is any, times the tensor's share in what the model computes ([`shares`]).
+    /// importance where there is any, times the tensor's share in what the model computes (its share of the squared outputs).
     ///
     /// # Errors
     /// `Usage` if the target is smaller than the smallest choice; tensors that cannot be read; `cancel` used by another thread.

@@ -123,9 +123,9 @@ pub(crate) trait Task {
     fn run<V: Lanes>(self) -> Self::Output;
 }
 
-/// Vectors in plain Rust.
+/// One block at a time, in plain Rust.
 #[derive(Clone, Copy)]
-pub(crate) struct Plain([f32; 8]);
+pub(crate) struct Plain(f32);
 
 macro_rules! operators {
     ($($op:ident $name:ident $sign:tt)*) => { $(
@@ -133,113 +133,93 @@ macro_rules! operators {
             type Output = Plain;
             #[inline(always)]
             fn $name(self, other: Plain) -> Plain {
-                Plain(std::array::from_fn(|l| self.0[l] $sign other.0[l]))
+                Plain(self.0 $sign other.0)
             }
         }
     )* };
 }
 operators! { Add add + Sub sub - Mul mul * Div div / }
 
-impl Plain {
-    #[inline(always)]
-    fn map(self, f: impl Fn(f32) -> f32) -> Plain {
-        Plain(self.0.map(f))
-    }
-
-    #[inline(always)]
-    fn compare(self, other: Plain, f: impl Fn(f32, f32) -> bool) -> [bool; 8] {
-        std::array::from_fn(|l| f(self.0[l], other.0[l]))
-    }
-}
-
 impl Lanes for Plain {
-    const N: usize = 8;
-    type Mask = [bool; 8];
+    const N: usize = 1;
+    type Mask = bool;
 
     #[inline(always)]
     fn splat(x: f32) -> Plain {
-        Plain([x; 8])
+        Plain(x)
     }
     #[inline(always)]
     fn load(from: &[f32; MAX_LANES]) -> Plain {
-        Plain(std::array::from_fn(|l| from[l]))
+        Plain(from[0])
     }
     #[inline(always)]
     fn store(self, to: &mut [f32; MAX_LANES]) {
-        to[..8].copy_from_slice(&self.0);
+        to[0] = self.0;
     }
     #[inline(always)]
     fn to_bytes(self) -> [u8; MAX_LANES] {
-        let mut bytes = [0; MAX_LANES];
-        bytes.iter_mut().zip(self.0).for_each(|(b, x)| *b = x as i32 as u8);
-        bytes
+        [self.0 as i32 as u8; MAX_LANES]
     }
     #[inline(always)]
     fn sqrt(self) -> Plain {
-        self.map(f32::sqrt)
+        Plain(self.0.sqrt())
     }
     #[inline(always)]
     fn abs(self) -> Plain {
-        self.map(f32::abs)
+        Plain(self.0.abs())
     }
     #[inline(always)]
     fn round(self) -> Plain {
-        self.map(f32::round_ties_even)
+        Plain(self.0.round_ties_even())
     }
     #[inline(always)]
     fn trunc(self) -> Plain {
-        self.map(f32::trunc)
+        Plain(self.0.trunc())
     }
     #[inline(always)]
     fn min(self, other: Plain) -> Plain {
-        Plain(std::array::from_fn(|l| if self.0[l] < other.0[l] { self.0[l] } else { other.0[l] }))
+        if self.0 < other.0 { self } else { other }
     }
     #[inline(always)]
     fn max(self, other: Plain) -> Plain {
-        Plain(std::array::from_fn(|l| if self.0[l] > other.0[l] { self.0[l] } else { other.0[l] }))
+        if self.0 > other.0 { self } else { other }
     }
     #[inline(always)]
-    fn lt(self, other: Plain) -> [bool; 8] {
-        self.compare(other, |a, b| a < b)
+    fn lt(self, other: Plain) -> bool {
+        self.0 < other.0
     }
     #[inline(always)]
-    fn ge(self, other: Plain) -> [bool; 8] {
-        self.compare(other, |a, b| a >= b)
+    fn ge(self, other: Plain) -> bool {
+        self.0 >= other.0
     }
     #[inline(always)]
-    fn ne(self, other: Plain) -> [bool; 8] {
-        self.compare(other, |a, b| a != b)
+    fn ne(self, other: Plain) -> bool {
+        self.0 != other.0
     }
     #[inline(always)]
-    fn and(a: [bool; 8], b: [bool; 8]) -> [bool; 8] {
-        std::array::from_fn(|l| a[l] & b[l])
+    fn and(a: bool, b: bool) -> bool {
+        a & b
     }
     #[inline(always)]
-    fn any(mask: [bool; 8]) -> bool {
-        mask.contains(&true)
+    fn any(mask: bool) -> bool {
+        mask
     }
     #[inline(always)]
-    fn select(mask: [bool; 8], yes: Plain, no: Plain) -> Plain {
-        Plain(std::array::from_fn(|l| if mask[l] { yes.0[l] } else { no.0[l] }))
+    fn select(mask: bool, yes: Plain, no: Plain) -> Plain {
+        if mask { yes } else { no }
     }
     #[inline(always)]
     fn low_bits(self) -> Plain {
-        self.map(|x| {
-            let bits = (x + 12_582_912.0).to_bits() & 0x7f_ffff;
-            if x.is_nan() { 0.0 } else { (bits as i32 - 0x40_0000) as f32 }
-        })
+        let bits = (self.0 + 12_582_912.0).to_bits() & 0x7f_ffff;
+        Plain(if self.0.is_nan() { 0.0 } else { (bits as i32 - 0x40_0000) as f32 })
     }
     #[inline(always)]
     fn to_f16(self) -> [u16; MAX_LANES] {
-        let mut bits = [0; MAX_LANES];
-        for (bits, x) in bits.iter_mut().zip(self.0) {
-            *bits = if x.is_nan() { f16::NAN } else { f16::from_f32(x) }.to_bits();
-        }
-        bits
+        [if self.0.is_nan() { f16::NAN } else { f16::from_f32(self.0) }.to_bits(); MAX_LANES]
     }
     #[inline(always)]
     fn from_f16(bits: &[u16; MAX_LANES]) -> Plain {
-        Plain(std::array::from_fn(|l| f16::from_bits(bits[l]).to_f32()))
+        Plain(f16::from_bits(bits[0]).to_f32())
     }
     #[inline(always)]
     fn call<T: Task>(task: T) -> T::Output {

@@ -1,4 +1,4 @@
-//! `Search::Best` for IQ1, IQ2 and IQ3: points and scales for the least weighted squared error.
+//! `Search::Best` for IQ1, IQ2 and IQ3: points and scales for the least weighted squared error, where large weights count more.
 //!
 //! A group's scale is looked for on a list of sizes, then the block's factor so that the scales lie near its odd multiples;
 //! with that, each group takes the best of the multiples nearby, and the factor is fitted to what was chosen. Wherever a scale
@@ -264,15 +264,17 @@ impl Rows<'_> {
     }
 }
 
-/// The units of a block. What is not finite counts as 0.
+/// The units of a block. What is not finite counts as 0. With so few bits a plain squared error makes the large weights too
+/// small, which costs a model much more than the error tells: like in ggml, weights count more the larger they are.
 #[inline(always)]
 fn units(spec: &Spec, x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> [Unit; 32] {
     let mut units = [Unit::default(); 32];
+    let x = x.map(|x| if x.is_finite() { x } else { 0.0 });
+    let mean_square = x.iter().map(|x| x * x).sum::<f32>() / QK_K as f32;
     for (j, unit) in units.iter_mut().enumerate() {
         for i in 0..8 {
-            let v = x[8 * j + i];
-            unit.x[i] = if v.is_finite() { v } else { 0.0 };
-            let w = importance.map_or(1.0, |w| w[8 * j + i]);
+            unit.x[i] = x[8 * j + i];
+            let w = importance.map_or(1.0, |w| w[8 * j + i]) * (2.0 * mean_square + unit.x[i] * unit.x[i]).sqrt();
             unit.w[i] = if w.is_finite() { w } else { 0.0 };
         }
         if let Some(even) = spec.signs {
