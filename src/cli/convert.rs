@@ -4,6 +4,7 @@ use super::run::report::Progress;
 use super::{catch_ctrl_c, printed, say, scaled};
 use crate::convert::{self, Half, Options, Part};
 use crate::gguf::Gguf;
+use crate::quantize::FileType;
 use crate::{Dtype, Result, architectures};
 use clap::ValueEnum;
 use serde_json::json;
@@ -74,7 +75,7 @@ impl FromStr for OutType {
 
     fn from_str(text: &str) -> Result<OutType, String> {
         let known = |dtype: &Dtype| dtype.name().eq_ignore_ascii_case(text);
-        let dtypes = convert::DTYPES.map(|(dtype, _)| dtype);
+        let dtypes = convert::FILE_TYPES.map(FileType::dtype);
         match dtypes.into_iter().find(known) {
             Some(dtype) => Ok(OutType(Some(dtype))),
             None if text.eq_ignore_ascii_case("auto") => Ok(OutType(None)),

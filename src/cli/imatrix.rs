@@ -2,21 +2,21 @@
 
 mod report;
 
+use super::reading::{Reading, text_of};
 use super::rows::{self, Row};
 use super::run::report::Progress;
-use super::run::{image_sources, kv_type, place_images};
-use super::{catch_ctrl_c, n_threads, read_text, say};
+use super::run::{image_sources, place_images};
+use super::{catch_ctrl_c, say};
 use crate::media::{self, DecodeOptions};
+use crate::pipelines::Engine;
 use crate::pipelines::calibrate::{Calibration, CalibrationOptions, Chunks};
 use crate::pipelines::evaluate::Stretch;
-use crate::pipelines::{Engine, EngineOptions, KvType, SessionOptions, find_mmproj};
 use crate::quantize::Imatrix;
 use crate::text::template::{Message, Role};
 use crate::{Error, ErrorKind, Result, bail};
 use report::Report;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// What is asked about a picture that comes without a prompt.
 const QUESTION: &str = "Describe the picture in detail.";
@@ -30,9 +30,8 @@ through the text model, in its chat template. Text and pictures may be given tog
 With --in-file alone, files are merged.
 [-mm] and the like: llama.cpp's short spelling, which works too.")]
 pub struct Args {
-    /// Text model, a GGUF file [default: the built-in model]
-    #[arg(short, long, value_name = "FILE")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    reading: Reading,
 
     /// File that holds the text; - for standard input
     #[arg(short, long, value_name = "FILE")]
@@ -50,10 +49,6 @@ pub struct Args {
     /// Paths are relative to it
     #[arg(long, value_name = "FILE")]
     samples: Option<PathBuf>,
-
-    /// Vision encoder and projector, a GGUF file [-mm] [default with pictures: mmproj*.gguf beside the model]
-    #[arg(long, value_name = "FILE")]
-    mmproj: Option<PathBuf>,
 
     /// Where the importance matrix goes
     #[arg(short, long, value_name = "FILE", visible_alias = "output-file", default_value = "imatrix.gguf")]
@@ -102,26 +97,6 @@ pub struct Args {
     /// Show what the --in-file says about each tensor
     #[arg(long, requires = "in_file")]
     show_statistics: bool,
-
-    /// Accepted for llama.cpp's sake: batches are as large as -ub
-    #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
-    batch_size: u32,
-
-    /// Most tokens that go through the model at once [-ub]
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
-    ubatch_size: u32,
-
-    /// Threads; -1: the physical cores worth using
-    #[arg(short, long, value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..=1024))]
-    threads: i64,
-
-    /// Type of the stored keys, as for `mmq run` [-ctk]
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
-    cache_type_k: KvType,
-
-    /// Type of the stored values, as for `mmq run` [-ctv]
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
-    cache_type_v: KvType,
 
     /// Print one JSON object
     #[arg(long)]
@@ -181,21 +156,11 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
 fn collect(args: &Args, work: &Work, earlier: &Imatrix, output: &Output<'_>, report: &mut Report) -> Result<()> {
     let progress = Progress::new(!args.quiet);
     progress.message("loading");
-    let engine = load(args, work)?;
+    let engine = args.reading.load(work.rows.iter().any(|row| !row.images.is_empty()))?;
     progress.finish();
     let n_ctx = args.ctx_size as usize;
-    if n_ctx > engine.n_ctx_train() && !args.quiet {
-        let n = engine.n_ctx_train();
-        say(&format!("note: the model was trained with {n} tokens of context, -c asks for more"));
-    }
+    let session = args.reading.session(&engine, n_ctx, args.quiet);
     let cancel = catch_ctrl_c()?;
-    let session = SessionOptions {
-        n_ctx,
-        n_ubatch: args.ubatch_size.min(args.batch_size) as usize,
-        cache_type_k: args.cache_type_k,
-        cache_type_v: args.cache_type_v,
-        ..SessionOptions::default()
-    };
     let options = CalibrationOptions { output: args.process_output, perplexity: !args.no_ppl };
     let mut calibration = Calibration::new(&engine, &session, options, &cancel)?;
     let most = usize::try_from(args.chunks).ok();
@@ -254,12 +219,7 @@ fn look(calibration: &mut Calibration, engine: &Engine, row: &Row) -> Result<()>
 fn work(args: &Args) -> Result<Work> {
     let mut work = Work::default();
     if let Some(path) = &args.file {
-        let mut text = read_text(path)?;
-        // The end of a file's last line is no part of it, as for llama-imatrix.
-        if text.ends_with('\n') {
-            text.pop();
-        }
-        work.text = Some(text);
+        work.text = Some(text_of(path)?);
         work.datasets.push(path.display().to_string());
     }
     let images = image_sources(&args.image)?;
@@ -300,20 +260,6 @@ fn work(args: &Args) -> Result<Work> {
         );
     }
     Ok(work)
-}
-
-fn load(args: &Args, work: &Work) -> Result<Arc<Engine>> {
-    let options = EngineOptions { n_threads: n_threads(args.threads), ..EngineOptions::default() };
-    let sees = work.rows.iter().any(|row| !row.images.is_empty());
-    let engine = match &args.model {
-        None if args.mmproj.is_some() => bail!(Usage, "--mmproj needs the text model it belongs to: give one with -m"),
-        None => Engine::built_in(&options)?,
-        Some(path) => {
-            let found = if sees && args.mmproj.is_none() { find_mmproj(path)? } else { None };
-            Engine::load(path, args.mmproj.as_deref().or(found.as_deref()), &options)?
-        }
-    };
-    Ok(Arc::new(engine))
 }
 
 impl<'a> Output<'a> {

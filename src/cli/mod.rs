@@ -9,6 +9,7 @@ mod inspect;
 mod pack;
 mod perplexity;
 mod quantize;
+mod reading;
 mod rows;
 mod run;
 mod split;

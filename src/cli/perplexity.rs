@@ -2,13 +2,14 @@
 
 mod report;
 
+use super::reading::{Reading, text_of};
 use super::rows::{self, Row};
 use super::run::report::Progress;
-use super::run::{image_sources, kv_type, place_images};
-use super::{catch_ctrl_c, n_threads, read_text, say};
+use super::run::{image_sources, place_images};
+use super::{catch_ctrl_c, say};
 use crate::media::{self, DecodeOptions};
 use crate::pipelines::evaluate::{Cut, Evaluation, Stretch};
-use crate::pipelines::{Cancel, EncodedImage, Engine, EngineOptions, KvType, SessionOptions, find_mmproj};
+use crate::pipelines::{Cancel, EncodedImage, Engine};
 use crate::text::template::{Message, Role};
 use crate::{Result, bail};
 use report::Report;
@@ -21,13 +22,13 @@ use std::sync::Arc;
 #[command(
     after_help = "The text is cut as llama-perplexity cuts it: stretches of -c tokens, of which the second half is scored.
 --rows and --answer score answers instead, each behind its prompt and pictures in the model's chat template.
-With --base both models run side by side, and what llama-perplexity --kl-divergence prints is printed.
+With --base both models run side by side, and what llama-perplexity --kl-divergence prints is printed; -ctk and -ctv are the
+model's, the base model's keys and values are f16.
 [-mm] and the like: llama.cpp's short spelling, which works too."
 )]
 pub struct Args {
-    /// Text model, a GGUF file [default: the built-in model]
-    #[arg(short, long, value_name = "FILE")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    reading: Reading,
 
     /// Model to compare with, a GGUF file of the same vocabulary: the original of a quantized model, for one
     #[arg(long, value_name = "FILE")]
@@ -69,33 +70,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "file", "ppl_stride"])]
     rows: Option<PathBuf>,
 
-    /// Vision encoder and projector, a GGUF file [-mm] [default with pictures: mmproj*.gguf beside the model]
-    #[arg(long, value_name = "FILE")]
-    mmproj: Option<PathBuf>,
-
     /// Vision encoder and projector of the base model [default: the model's own]
     #[arg(long, value_name = "FILE", requires = "base")]
     base_mmproj: Option<PathBuf>,
-
-    /// Accepted for llama.cpp's sake: batches are as large as -ub
-    #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
-    batch_size: u32,
-
-    /// Most tokens that go through the model at once [-ub]
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
-    ubatch_size: u32,
-
-    /// Threads; -1: the physical cores worth using
-    #[arg(short, long, value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..=1024))]
-    threads: i64,
-
-    /// Type of the stored keys, as for `mmq run`; the base model's are f16 [-ctk]
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
-    cache_type_k: KvType,
-
-    /// Type of the stored values, as for `mmq run`; the base model's are f16 [-ctv]
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
-    cache_type_v: KvType,
 
     /// Print one JSON object
     #[arg(long)]
@@ -132,18 +109,8 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     let (default_ctx, n_stretches) =
         (if matches!(work, Work::Text(_)) { 512 } else { 0 }, usize::try_from(args.chunks).ok());
     let n_ctx = args.ctx_size.map_or(default_ctx, |n| n as usize);
-    if n_ctx > models.model.n_ctx_train() && !args.quiet {
-        let n = models.model.n_ctx_train();
-        say(&format!("note: the model was trained with {n} tokens of context, -c asks for more"));
-    }
+    let options = args.reading.session(&models.model, n_ctx, args.quiet);
     let cancel = catch_ctrl_c()?;
-    let options = SessionOptions {
-        n_ctx,
-        n_ubatch: args.ubatch_size.min(args.batch_size) as usize,
-        cache_type_k: args.cache_type_k,
-        cache_type_v: args.cache_type_v,
-        ..SessionOptions::default()
-    };
     let mut evaluation = Evaluation::new(&models.model, models.base.as_ref(), &options, &cancel)?;
     let mut report = Report::new(args.quiet, models.base.is_some());
     match work {
@@ -184,30 +151,16 @@ fn work(args: &Args) -> Result<Work> {
             Ok(Work::Rows(vec![row]))
         }
         (Some(prompt), None, None) => Ok(Work::Text(prompt.clone())),
-        (None, Some(path), _) => {
-            let mut text = read_text(path)?;
-            // The end of a file's last line is no part of it, as for llama-perplexity.
-            if text.ends_with('\n') {
-                text.pop();
-            }
-            Ok(Work::Text(text))
-        }
+        (None, Some(path), _) => text_of(path).map(Work::Text),
         _ => bail!(Usage, "no text: give one with -f FILE or -p TEXT, or questions and answers with --rows FILE"),
     }
 }
 
 fn load(args: &Args, sees: bool) -> Result<Models> {
-    let options = EngineOptions { n_threads: n_threads(args.threads), ..EngineOptions::default() };
-    let model = match &args.model {
-        None if args.mmproj.is_some() => bail!(Usage, "--mmproj needs the text model it belongs to: give one with -m"),
-        None => Engine::built_in(&options)?,
-        Some(path) => {
-            let found = if sees && args.mmproj.is_none() { find_mmproj(path)? } else { None };
-            Engine::load(path, args.mmproj.as_deref().or(found.as_deref()), &options)?
-        }
-    };
+    let model = args.reading.load(sees)?;
+    let options = args.reading.engine_options();
     let base = args.base.as_ref().map(|path| Engine::load(path, args.base_mmproj.as_deref(), &options)).transpose()?;
-    Ok(Models { model: Arc::new(model), base: base.map(Arc::new) })
+    Ok(Models { model, base: base.map(Arc::new) })
 }
 
 impl Models {

@@ -11,6 +11,7 @@ mod name;
 mod vocab;
 
 use crate::gguf::{Sink, TensorInfo, Value, Writer};
+use crate::quantize::FileType;
 use crate::{Dtype, Error, ErrorKind, Result, bail};
 use checkpoint::{Checkpoint, Element, Tensor};
 use config::Json;
@@ -73,26 +74,10 @@ pub struct Part {
     pub notes: Vec<String>,
 }
 
-/// Types that matrices can be converted to, with the numbers that `general.file_type` has for files all of such.
-pub const DTYPES: [(Dtype, u32); 15] = {
-    use Dtype::*;
-    [
-        (F32, 0),
-        (F16, 1),
-        (BF16, 32),
-        (Q8_0, 7),
-        (Q4_0, 2),
-        (Q4_1, 3),
-        (Q5_0, 8),
-        (Q5_1, 9),
-        (Q2_K, 10),
-        (Q3_K, 11),
-        (Q4_K, 14),
-        (Q5_K, 16),
-        (Q6_K, 18),
-        (IQ4_NL, 25),
-        (IQ4_XS, 30),
-    ]
+/// What all matrices can be converted to, and the file types that say so.
+pub const FILE_TYPES: [FileType; 15] = {
+    use FileType::*;
+    [F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K_S, Q4_K_S, Q5_K_S, Q6_K, IQ4_NL, IQ4_XS]
 };
 
 /// Where the values of a tensor to be come from.
@@ -467,8 +452,8 @@ fn nearest(tensors: &[Planned]) -> Dtype {
 }
 
 fn file_type(dtype: Dtype) -> Result<u32> {
-    match DTYPES.iter().find(|(known, _)| *known == dtype && dtype.is_quantizable()) {
-        Some((_, file_type)) => Ok(*file_type),
+    match FILE_TYPES.into_iter().find(|file_type| file_type.dtype() == dtype) {
+        Some(file_type) => Ok(file_type as u32),
         None => bail!(Unsupported, "{dtype}: checkpoints cannot be converted to this type"),
     }
 }

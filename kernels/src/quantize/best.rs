@@ -25,52 +25,27 @@ pub(crate) struct Linear<const N: i16>;
 #[derive(Clone, Copy)]
 pub(crate) struct Iq4;
 
-impl Codes for Linear<4> {
-    const STARTS: &'static [f32] = &[
-        -4.9, -4.7, -4.5, -4.35, -4.2, -4.05, -3.9, -3.75, -3.6, -3.45, -3.3, -3.1, -2.9, -2.7, -2.5, 2.5, 2.8, 3.1,
-        3.4, 3.7,
-    ];
+impl<const N: i16> Codes for Linear<N> {
+    const STARTS: &'static [f32] = match N {
+        4 => &[
+            -4.9, -4.7, -4.5, -4.35, -4.2, -4.05, -3.9, -3.75, -3.6, -3.45, -3.3, -3.1, -2.9, -2.7, -2.5, 2.5, 2.8,
+            3.1, 3.4, 3.7,
+        ],
+        8 => &[
+            -9.2, -8.9, -8.7, -8.5, -8.35, -8.2, -8.05, -7.9, -7.75, -7.6, -7.45, -7.3, -7.15, -7.0, -6.8, -6.5, 6.6,
+            6.9, 7.2, 7.5,
+        ],
+        16 => &[
+            -17.2, -16.9, -16.7, -16.5, -16.35, -16.2, -16.05, -15.9, -15.75, -15.6, -15.45, -15.3, -15.15, -15.0,
+            -14.8, -14.5, 15.0, 15.3, 15.6,
+        ],
+        32 => &[-32.9, -32.6, -32.3, -32.0, -31.7, -31.4, -31.1, -30.7, -30.3, 31.0, 31.4],
+        128 => &[-128.3, -127.9, -127.5, -127.1, -126.7, -126.3, 126.7, 127.1, 127.5],
+        _ => panic!("no starts for this many integers"),
+    };
     #[inline(always)]
     fn nearest<V: Lanes>(x: V) -> V {
-        x.round().clamp(-4.0, 3.0)
-    }
-}
-
-impl Codes for Linear<8> {
-    const STARTS: &'static [f32] = &[
-        -9.2, -8.9, -8.7, -8.5, -8.35, -8.2, -8.05, -7.9, -7.75, -7.6, -7.45, -7.3, -7.15, -7.0, -6.8, -6.5, 6.6, 6.9,
-        7.2, 7.5,
-    ];
-    #[inline(always)]
-    fn nearest<V: Lanes>(x: V) -> V {
-        x.round().clamp(-8.0, 7.0)
-    }
-}
-
-impl Codes for Linear<16> {
-    const STARTS: &'static [f32] = &[
-        -17.2, -16.9, -16.7, -16.5, -16.35, -16.2, -16.05, -15.9, -15.75, -15.6, -15.45, -15.3, -15.15, -15.0, -14.8,
-        -14.5, 15.0, 15.3, 15.6,
-    ];
-    #[inline(always)]
-    fn nearest<V: Lanes>(x: V) -> V {
-        x.round().clamp(-16.0, 15.0)
-    }
-}
-
-impl Codes for Linear<32> {
-    const STARTS: &'static [f32] = &[-32.9, -32.6, -32.3, -32.0, -31.7, -31.4, -31.1, -30.7, -30.3, 31.0, 31.4];
-    #[inline(always)]
-    fn nearest<V: Lanes>(x: V) -> V {
-        x.round().clamp(-32.0, 31.0)
-    }
-}
-
-impl Codes for Linear<128> {
-    const STARTS: &'static [f32] = &[-128.3, -127.9, -127.5, -127.1, -126.7, -126.3, 126.7, 127.1, 127.5];
-    #[inline(always)]
-    fn nearest<V: Lanes>(x: V) -> V {
-        x.round().clamp(-128.0, 127.0)
+        x.round().clamp(-f32::from(N), f32::from(N) - 1.0)
     }
 }
 
@@ -134,17 +109,11 @@ pub(crate) fn error<V: Lanes, C: Codes>(x: &[V], w: &[V], scale: V) -> V {
 #[inline(always)]
 pub(crate) fn scale<V: Lanes, C: Codes>(x: &[V], w: &[V], alternations: usize) -> V {
     let zero = V::splat(0.0);
-    let inverse = invert(extreme(x).0);
+    let largest = invert(extreme(x).0);
     let (mut scale, mut best) = (zero, zero);
-    for start in C::STARTS {
-        let (xc, cc) = products::<V, C>(x, w, V::splat(*start) * inverse);
-        let new = xc / cc;
-        let better = (new * xc).gt(best);
-        scale = V::select(better, new, scale);
-        best = V::select(better, new * xc, best);
-    }
-    for _ in 0..alternations {
-        let (xc, cc) = products::<V, C>(x, w, invert(scale));
+    for i in 0..C::STARTS.len() + alternations {
+        let inverse = if let Some(start) = C::STARTS.get(i) { V::splat(*start) * largest } else { invert(scale) };
+        let (xc, cc) = products::<V, C>(x, w, inverse);
         let new = xc / cc;
         let better = (new * xc).gt(best);
         scale = V::select(better, new, scale);
@@ -159,6 +128,23 @@ struct Line<V> {
     w: V,
     x: V,
     xx: V,
+}
+
+/// The scale and the min that leave the least error so far.
+struct Found<V> {
+    scale: V,
+    min: V,
+    error: V,
+}
+
+impl<V: Lanes> Found<V> {
+    #[inline(always)]
+    fn keep_better(&mut self, (scale, min, error): (V, V, V)) {
+        let better = error.lt(self.error);
+        self.scale = V::select(better, scale, self.scale);
+        self.min = V::select(better, min, self.min);
+        self.error = V::select(better, error, self.error);
+    }
 }
 
 /// `Σ w l`, `Σ w l²` and `Σ w l x` of the integers from 0 to `n` at a scale and a min.
@@ -255,36 +241,21 @@ pub(crate) fn affine<V: Lanes, const W: usize>(n: f32, x: &[V; W], w: &[V; W], h
     }
     let highest = highest - low;
     let span = invert(high - low);
-    let (mut scale, mut min, mut best) = (zero, highest.min(line.x / line.w), V::splat(f32::INFINITY));
+    let mut found = Found { scale: zero, min: highest.min(line.x / line.w), error: V::splat(f32::INFINITY) };
     let step = (high - low) * V::splat(1.0 / n);
     let (starts, factors) = tries(n);
     for (below, above) in starts {
         let inverse = V::splat(n * n / (n - below - above)) * span;
-        let sums = sums(&y, w, step * V::splat(*below), inverse, n);
-        let (new, at, error) = fit(line, sums, highest);
-        let better = error.lt(best);
-        scale = V::select(better, new, scale);
-        min = V::select(better, at, min);
-        best = V::select(better, error, best);
+        found.keep_better(fit(line, sums(&y, w, step * V::splat(*below), inverse, n), highest));
     }
-    let first = scale;
+    let first = found.scale;
     for factor in factors {
-        let sums = sums(&y, w, min, V::splat(*factor) * invert(first), n);
-        let (new, at, error) = fit(line, sums, highest);
-        let better = error.lt(best);
-        scale = V::select(better, new, scale);
-        min = V::select(better, at, min);
-        best = V::select(better, error, best);
+        found.keep_better(fit(line, sums(&y, w, found.min, V::splat(*factor) * invert(first), n), highest));
     }
     for _ in 0..3 {
-        let sums = sums(&y, w, min, invert(scale), n);
-        let (new, at, error) = fit(line, sums, highest);
-        let better = error.lt(best);
-        scale = V::select(better, new, scale);
-        min = V::select(better, at, min);
-        best = V::select(better, error, best);
+        found.keep_better(fit(line, sums(&y, w, found.min, invert(found.scale), n), highest));
     }
-    (scale, min + low)
+    (found.scale, found.min + low)
 }
 
 /// The error at a scale and a min, and the mean of what is left: how far the min is from where these integers want it.

@@ -1,5 +1,39 @@
 //! Kernels for x86-64: one folder for each instruction set.
 
+/// The operators of vectors for quantizers, each one intrinsic.
+macro_rules! lane_operators {
+    ($lanes:ident: $($op:ident $name:ident $intrinsic:ident)*) => { $(
+        impl std::ops::$op for $lanes {
+            type Output = $lanes;
+            #[inline(always)]
+            fn $name(self, other: $lanes) -> $lanes {
+                // SAFETY: the vector is of a processor that has the instructions of its level.
+                $lanes(unsafe { $intrinsic(self.0, other.0) })
+            }
+        }
+    )* };
+}
+
+/// Their methods that are one expression of intrinsics.
+macro_rules! lane_methods {
+    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $result:ty = $value:expr;)*) => { $(
+        #[inline(always)]
+        fn $name($($arg: $ty),*) -> $result {
+            // SAFETY: the processor has the instructions of this level; loads need no alignment and stay within what is borrowed.
+            unsafe { $value }
+        }
+    )* };
+    (self: $($name:ident($($arg:ident)?) -> $result:ty = |$this:ident| $value:expr;)*) => { $(
+        #[inline(always)]
+        fn $name(self $(, $arg: Self)?) -> $result {
+            let $this = self.0;
+            $(let $arg = $arg.0;)?
+            // SAFETY: the processor has the instructions of this level.
+            unsafe { $value }
+        }
+    )* };
+}
+
 mod avx2;
 mod avx512;
 

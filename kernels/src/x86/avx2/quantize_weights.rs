@@ -7,7 +7,6 @@ use crate::scalar;
 use crate::{Dtype, Search};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
-use std::ops::{Add, Div, Mul, Sub};
 
 pub fn quantize_weights(
     dtype: Dtype,
@@ -57,45 +56,13 @@ fn call<T: Task>(task: T) -> T::Output {
     task.run::<Eight>()
 }
 
-macro_rules! operators {
-    ($($op:ident $name:ident $intrinsic:ident)*) => { $(
-        impl $op for Eight {
-            type Output = Eight;
-            #[inline(always)]
-            fn $name(self, other: Eight) -> Eight {
-                // SAFETY: the processor has AVX2.
-                Eight(unsafe { $intrinsic(self.0, other.0) })
-            }
-        }
-    )* };
-}
-operators! { Add add _mm256_add_ps Sub sub _mm256_sub_ps Mul mul _mm256_mul_ps Div div _mm256_div_ps }
-
-/// Methods that are one expression of intrinsics.
-macro_rules! methods {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $result:ty = $value:expr;)*) => { $(
-        #[inline(always)]
-        fn $name($($arg: $ty),*) -> $result {
-            // SAFETY: the processor has AVX2 and F16C; loads need no alignment and stay within what is borrowed.
-            unsafe { $value }
-        }
-    )* };
-    (self: $($name:ident($($arg:ident)?) -> $result:ty = |$this:ident| $value:expr;)*) => { $(
-        #[inline(always)]
-        fn $name(self $(, $arg: Eight)?) -> $result {
-            let $this = self.0;
-            $(let $arg = $arg.0;)?
-            // SAFETY: the processor has AVX2.
-            unsafe { $value }
-        }
-    )* };
-}
+lane_operators! { Eight: Add add _mm256_add_ps Sub sub _mm256_sub_ps Mul mul _mm256_mul_ps Div div _mm256_div_ps }
 
 impl Lanes for Eight {
     const N: usize = 8;
     type Mask = __m256;
 
-    methods! {
+    lane_methods! {
         fn splat(x: f32) -> Eight = Eight(_mm256_set1_ps(x));
         fn load(from: &[f32; MAX_LANES]) -> Eight = Eight(_mm256_loadu_ps(from.as_ptr()));
         fn and(a: __m256, b: __m256) -> __m256 = _mm256_and_ps(a, b);
@@ -103,7 +70,7 @@ impl Lanes for Eight {
         fn select(mask: __m256, yes: Eight, no: Eight) -> Eight = Eight(_mm256_blendv_ps(no.0, yes.0, mask));
         fn from_f16(bits: &[u16; MAX_LANES]) -> Eight = Eight(_mm256_cvtph_ps(_mm_loadu_si128(bits.as_ptr().cast())));
     }
-    methods! { self:
+    lane_methods! { self:
         sqrt() -> Eight = |x| Eight(_mm256_sqrt_ps(x));
         abs() -> Eight = |x| Eight(_mm256_andnot_ps(_mm256_set1_ps(-0.0), x));
         round() -> Eight = |x| Eight(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x));

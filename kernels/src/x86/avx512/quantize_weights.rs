@@ -5,7 +5,6 @@ use crate::quantize::quantize_on;
 use crate::x86::avx2::quantize_weights as avx2;
 use crate::{Dtype, Search};
 use std::arch::x86_64::*;
-use std::ops::{Add, Div, Mul, Sub};
 
 pub fn quantize_weights(
     dtype: Dtype,
@@ -32,51 +31,19 @@ fn call<T: Task>(task: T) -> T::Output {
     task.run::<Sixteen>()
 }
 
-macro_rules! operators {
-    ($($op:ident $name:ident $intrinsic:ident)*) => { $(
-        impl $op for Sixteen {
-            type Output = Sixteen;
-            #[inline(always)]
-            fn $name(self, other: Sixteen) -> Sixteen {
-                // SAFETY: the processor has AVX-512.
-                Sixteen(unsafe { $intrinsic(self.0, other.0) })
-            }
-        }
-    )* };
-}
-operators! { Add add _mm512_add_ps Sub sub _mm512_sub_ps Mul mul _mm512_mul_ps Div div _mm512_div_ps }
-
-/// Methods that are one expression of intrinsics.
-macro_rules! methods {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $result:ty = $value:expr;)*) => { $(
-        #[inline(always)]
-        fn $name($($arg: $ty),*) -> $result {
-            // SAFETY: the processor has AVX-512; loads need no alignment and stay within what is borrowed.
-            unsafe { $value }
-        }
-    )* };
-    (self: $($name:ident($($arg:ident)?) -> $result:ty = |$this:ident| $value:expr;)*) => { $(
-        #[inline(always)]
-        fn $name(self $(, $arg: Sixteen)?) -> $result {
-            let $this = self.0;
-            $(let $arg = $arg.0;)?
-            // SAFETY: the processor has AVX-512.
-            unsafe { $value }
-        }
-    )* };
-}
+lane_operators! { Sixteen: Add add _mm512_add_ps Sub sub _mm512_sub_ps Mul mul _mm512_mul_ps Div div _mm512_div_ps }
 
 impl Lanes for Sixteen {
     const N: usize = 16;
     type Mask = __mmask16;
 
-    methods! {
+    lane_methods! {
         fn splat(x: f32) -> Sixteen = Sixteen(_mm512_set1_ps(x));
         fn load(from: &[f32; MAX_LANES]) -> Sixteen = Sixteen(_mm512_loadu_ps(from.as_ptr()));
         fn select(mask: __mmask16, yes: Sixteen, no: Sixteen) -> Sixteen = Sixteen(_mm512_mask_blend_ps(mask, no.0, yes.0));
         fn from_f16(bits: &[u16; MAX_LANES]) -> Sixteen = Sixteen(_mm512_cvtph_ps(_mm256_loadu_si256(bits.as_ptr().cast())));
     }
-    methods! { self:
+    lane_methods! { self:
         sqrt() -> Sixteen = |x| Sixteen(_mm512_sqrt_ps(x));
         abs() -> Sixteen = |x| Sixteen(_mm512_abs_ps(x));
         round() -> Sixteen = |x| Sixteen(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x));
