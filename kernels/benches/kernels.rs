@@ -21,7 +21,7 @@ const WALK: usize = 256_000_000;
 /// `None` where nothing is said.
 fn bound(level: &str, dtype: Dtype) -> Option<u32> {
     use Dtype::*;
-    let float = matches!(dtype, F32 | F16 | BF16);
+    let float = dtype.is_float();
     match level {
         "avx2" if float => Some(32),
         "avx2" => Some(match dtype {

@@ -131,6 +131,11 @@ impl Dtype {
         Dtype::RUNNABLE.contains(&self)
     }
 
+    /// Whether its elements are floats of 16 or 32 bits, as models come from their authors.
+    pub const fn is_float(self) -> bool {
+        matches!(self, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+    }
+
     /// GGUF's name for it.
     pub const fn name(self) -> &'static str {
         use Dtype::*;

@@ -4,7 +4,7 @@
 //! small matter where inputs are far from zero on average, as they are behind an activation function. `b` minus that mean costs
 //! no byte. `E[x]` comes from `mmq imatrix`. See "bias correction" in arXiv 1906.04721.
 
-use super::quantize::Quantizer;
+use super::quantize::{Quantizer, all_finite};
 use crate::quantize::{Plan, Planned};
 use crate::{Dtype, Result};
 use mmq_kernels::Search;
@@ -24,13 +24,12 @@ impl Quantizer<'_> {
         let Some(mean) = importance.mean_input(&matrix) else { return Ok(None) };
         let of_matrix = |planned: &&Planned| planned.source == matrix && planned.shape.len() == 2;
         let Some(matrix) = plan.tensors.iter().find(of_matrix) else { return Ok(None) };
-        let is_float = |dtype| matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
         let fits = mean.len() == matrix.n_cols() && tensor.n_elements() == matrix.shape[0];
         if self.search == Search::Ggml
             || !fits
-            || is_float(matrix.to)
+            || matrix.to.is_float()
             || tensor.to != Dtype::F32
-            || !is_float(tensor.from)
+            || !tensor.from.is_float()
         {
             return Ok(None);
         }
@@ -47,7 +46,7 @@ impl Quantizer<'_> {
             for (row, bias) in (i * rows.rows_of_part()..).zip(bias) {
                 dequantize(matrix.from, &stored[row * rows.row_before..][..rows.row_before], &mut x);
                 // Writing the matrix will find the fault.
-                if x.iter().any(|x| !x.is_finite()) {
+                if !all_finite(&x) {
                     continue;
                 }
                 quantize(matrix.to, search, &x, n_cols, rows.importance_of(row, 1).0, &mut out);

@@ -48,7 +48,7 @@ impl Quantizer<'_> {
     /// Chooses the types of all tensors of `plan` that are free, so that the files are as good as `target` lets them be.
     ///
     /// The loss of a type is the tensor's relative squared error in it, measured on a sample of rows and weighted by
-    /// importance where there is any, times the tensor's share in what the model computes (its share of the squared outputs).
+    /// importance where there is any, times how much of the model's result depends on the tensor.
     ///
     /// # Errors
     /// `Usage` if the target is smaller than the smallest choice; tensors that cannot be read; `cancel` used by another thread.
@@ -124,16 +124,14 @@ impl Quantizer<'_> {
         let rows = self.rows(tensor, tensor.from)?;
         let may = |dtype: &Dtype| {
             dtype.is_quantizable()
-                && dtype.is_runnable()
                 && dtype.row_bytes(n_cols).is_some()
                 && dtype.bits_per_weight() < tensor.from.bits_per_weight()
                 && (rows.importance.is_some() || !dtype.wants_importance())
                 // Half precision of one kind is not the other's, and not smaller.
                 && (tensor.from == Dtype::F32 || dtype.block().0 > 1)
         };
-        let is_float = matches!(tensor.from, Dtype::F32 | Dtype::F16 | Dtype::BF16);
         let types: Vec<Dtype> =
-            if is_float || requantizes { TYPES.into_iter().filter(may).collect() } else { Vec::new() };
+            if tensor.from.is_float() || requantizes { TYPES.into_iter().filter(may).collect() } else { Vec::new() };
         let n_rows = tensor.n_elements() / n_cols;
         let n_sample = (SAMPLE / n_cols).clamp(1, n_rows);
         let places: Vec<usize> = (0..n_sample).map(|i| i * n_rows / n_sample).collect();

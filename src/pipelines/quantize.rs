@@ -364,6 +364,6 @@ pub(super) fn compare(x: &[f32], rounded: &[f32], importance: Option<&[f32]>) ->
     sums
 }
 
-fn all_finite(x: &[f32]) -> bool {
+pub(super) fn all_finite(x: &[f32]) -> bool {
     !x.iter().fold(false, |found, x| found | !x.is_finite())
 }

@@ -337,11 +337,10 @@ impl Plan {
             Some(Error::new(kind, format!("{}: tensor {:?}, {} to {}: {why}", self.name, t.source, t.from, t.to)))
         };
         for t in self.tensors.iter().filter(|t| t.converts()) {
-            let is_float = matches!(t.from, Dtype::F32 | Dtype::F16 | Dtype::BF16);
             if !t.from.is_runnable() {
                 return error(ErrorKind::Unsupported, t, format!("{} cannot be read yet", t.from));
             }
-            if !is_float && !self.allow_requantize {
+            if !t.from.is_float() && !self.allow_requantize {
                 let why =
                     "it is quantized already, and what was lost stays lost; --allow-requantize does it all the same";
                 return error(ErrorKind::Usage, t, why.into());

@@ -187,7 +187,7 @@ impl<'a> Loader<'a> {
     /// As [`Loader::weight`], for a layer of a vision encoder or projector: in [`Loading::vision`] precision. Rows that are no
     /// multiple of 32 long stay float.
     pub fn vision_weight(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
-        let is_float = matches!(self.info(name)?.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
+        let is_float = self.info(name)?.dtype.is_float();
         match self.loading {
             Loading { prepare: Some(prepare), vision: Precision::Auto | Precision::Int8, .. }
                 if is_float && n_cols.is_multiple_of(32) =>

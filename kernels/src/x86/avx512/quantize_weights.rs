@@ -15,7 +15,7 @@ pub fn quantize_weights(
     out: &mut [u8],
 ) {
     match dtype {
-        Dtype::F32 | Dtype::F16 | Dtype::BF16 => avx2::quantize_weights(dtype, search, x, n_cols, importance, out),
+        dtype if dtype.is_float() => avx2::quantize_weights(dtype, search, x, n_cols, importance, out),
         _ => quantize_on::<Sixteen, avx2::Eight>(dtype, search, x, n_cols, importance, out),
     }
 }
