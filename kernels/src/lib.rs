@@ -7,6 +7,7 @@
 pub mod attention;
 pub mod block;
 mod cache;
+pub mod cores;
 pub mod grid;
 pub mod interleave;
 pub mod kv;
@@ -26,4 +27,4 @@ pub use kv::{KvTiles, KvType, Side};
 pub use matmul::{Activations, Input, Layout, Norm, Product, Then, Weights, matmul};
 pub use quantize::Search;
 pub use table::{Kernels, Level, kernels, levels};
-pub use team::Team;
+pub use team::{Manners, Team};

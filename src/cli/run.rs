@@ -1,5 +1,6 @@
 //! `mmq run`: a prompt and pictures in, an answer out.
 
+mod keep;
 pub(super) mod report;
 mod sampling;
 
@@ -8,7 +9,7 @@ use super::image_tokens::ImageTokensArgs;
 use super::{catch_ctrl_c, n_threads, printable, printed, read_text, say};
 use crate::media::{self, DecodeOptions, Filter};
 use crate::pipelines::{
-    Cancel, Engine, EngineOptions, Finish, Generation, KvType, LoadMode, Precision, Session, SessionOptions,
+    Cancel, Conversation, Engine, EngineOptions, Finish, Generation, KvType, LoadMode, Precision, Session, SessionOptions,
     find_mmproj,
 };
 use crate::text::template::{IMAGE_MARKER, Message, Role};
@@ -133,6 +134,9 @@ pub struct Args {
     #[arg(long, value_name = "COLOUR", default_value = "white", value_parser = media::decode::parse_color, help_heading = "Pictures")]
     background: [u8; 3],
 
+    #[command(flatten, next_help_heading = "Memory and speed")]
+    keep: keep::KeepArgs,
+
     #[command(flatten)]
     sampling: sampling::SamplingArgs,
 
@@ -232,6 +236,7 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         cache_type_k: args.cache_type_k,
         cache_type_v: args.cache_type_v,
         sampler: args.sampling.params()?,
+        overflow: args.keep.overflow(),
     };
     let sources = image_sources(&args.image)?;
     let prompt_text = prompt_text(args)?;
@@ -246,6 +251,7 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     }
 
     let mut session = Session::new(&engine, &options, &cancel)?;
+    args.keep.restore(&mut session, &options.sampler)?;
 
     let started = Instant::now();
     let decode = DecodeOptions { background: args.background, ..DecodeOptions::default() };
@@ -264,24 +270,26 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         images.push(encoded);
     }
     progress.finish();
+    keep::notes(&engine).iter().for_each(|text| note(text));
 
     let user = place_images(&prompt_text, images.len())?;
-    let prompt = if args.no_conversation {
-        engine.prompt(&(system.unwrap_or_default() + &user), &images)?
-    } else {
-        let mut messages = Vec::new();
-        messages.extend(system.map(|content| Message { role: Role::System, content }));
-        messages.push(Message { role: Role::User, content: user });
-        engine.chat_prompt(&messages, &images)?
-    };
-    drop(images);
-
     let start = Instant::now();
     progress.start("reading prompt");
     let mut show = |done: f32| progress.set(done);
-    report.n_prompt = session.sync(&prompt, Some(&mut show))?;
+    report.n_prompt = if args.no_conversation {
+        session.sync(&engine.prompt(&(system.unwrap_or_default() + &user), &images)?, Some(&mut show))?
+    } else {
+        let mut conversation = Conversation::default();
+        if let Some(content) = system {
+            conversation.push(Message { role: Role::System, content }, &[])?;
+        }
+        conversation.push(Message { role: Role::User, content: user }, &images)?;
+        session.chat(&conversation, Some(&mut show))?
+    };
+    drop(images);
     report.prefill = start.elapsed();
     progress.finish();
+    args.keep.after_prompt(&session, report.n_prompt)?;
 
     let mut stop = args.reverse_prompt.clone();
     if !args.no_conversation {
@@ -297,6 +305,7 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         if args.json { ControlFlow::Continue(()) } else { output.write(text) }
     })?;
     report.generate = start.elapsed();
+    args.keep.after_answer(&session)?;
     report.first_token = first;
     report.n_generated = answer.tokens.len();
 
@@ -307,7 +316,7 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     output.finish()?;
     if !args.json {
         if answer.finish == Finish::ContextFull {
-            note(&format!("the context of {} tokens is full; -c gives a larger one", session.n_ctx()));
+            note(&format!("the context of {} tokens is full; -c gives a larger one, --context-shift goes on", session.n_ctx()));
         }
         if !args.quiet && !args.no_show_timings {
             say(&report.table());
@@ -366,6 +375,7 @@ fn load(args: &Args, cancel: &Cancel, progress: &Progress, note: &dyn Fn(&str)) 
         load_mode: args.load_mode.0,
         vision_precision: args.vision_precision,
         image_tokens: args.image_tokens.get(),
+        image_cache: args.keep.images(),
     };
     let Some(model) = &args.model else {
         if let Some(mmproj) = &args.mmproj {

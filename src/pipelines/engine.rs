@@ -1,10 +1,11 @@
 //! A loaded model: text decoder, tokenizer, and if there is one the half that sees.
 
-use super::prompt::{EncodedImage, Piece, Prompt};
+use super::image_cache::{ImageCache, ImageCacheOptions, ImageCacheStats};
+use super::prompt::{EncodedImage, ImageId, Piece, Prompt};
 use crate::architectures::{self, ImageRows, TextModel, VisionModel};
 use crate::blocks::image_tokens::ImageTokens;
 use crate::device::Cpu;
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, Origin};
 use crate::media::Filter;
 use crate::media::Image;
 use crate::media::preprocess::Fit;
@@ -14,8 +15,8 @@ use crate::text::template::{IMAGE_MARKER, Message};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::{Error, Result, bail};
 use mmq_kernels::{Activations, Dtype};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -65,6 +66,8 @@ pub struct EngineOptions {
     pub vision_precision: Precision,
     /// Most tokens of each picture, and how they are made fewer; `None`: as many as the model makes.
     pub image_tokens: Option<ImageTokens>,
+    /// Where encoded pictures are kept, so that a second look at one costs nothing.
+    pub image_cache: ImageCacheOptions,
 }
 
 /// What a text model is made of.
@@ -98,6 +101,10 @@ pub struct Engine {
     template: ChatTemplate,
     name: String,
     info: ModelInfo,
+    origin: Origin,
+    vision_origin: Option<Origin>,
+    vision_precision: Precision,
+    pub(super) images: ImageCache,
 }
 
 impl Engine {
@@ -210,6 +217,10 @@ impl Engine {
             template,
             name: text.name().to_owned(),
             info: ModelInfo::of(text)?,
+            origin: Origin::of(text),
+            vision_origin: vision_file.map(Origin::of),
+            vision_precision: options.vision_precision,
+            images: ImageCache::new(&options.image_cache),
         })
     }
 
@@ -261,7 +272,31 @@ impl Engine {
         self.device.team.n_threads()
     }
 
-    /// Encodes a picture. `progress` is told the fraction done and may be used to show it.
+    /// What tells the text model apart from others: see [`Origin::hash`].
+    pub(super) fn model_hash(&self) -> &[u8; 32] {
+        self.origin.hash()
+    }
+
+    /// How often pictures were found that had been encoded before.
+    pub fn image_cache(&self) -> ImageCacheStats {
+        self.images.stats()
+    }
+
+    /// What went wrong with kept pictures since the last call; pictures were encoded all the same.
+    pub fn take_warnings(&self) -> Vec<String> {
+        self.images.take_warnings()
+    }
+
+    /// Frees what can be had again: encoded pictures that are kept in memory, and the pages of mapped files, which come back as
+    /// they are needed. For when the system is short of memory; sessions go on as before.
+    pub fn trim(&self) {
+        self.images.clear();
+        self.origin.give_back();
+        self.vision_origin.iter().for_each(Origin::give_back);
+    }
+
+    /// Encodes a picture, or finds it among those that were ([`EngineOptions::image_cache`]): the same pixels, encoded in the
+    /// same way. `progress` is told the fraction done and may be used to show it.
     ///
     /// # Errors
     /// A model without a vision encoder; an empty picture, or one whose bytes are not as many as its size says; `cancel`
@@ -270,15 +305,33 @@ impl Engine {
         &self,
         image: &Image,
         cancel: Option<&super::Cancel>,
-        progress: Option<&mut dyn FnMut(f32)>,
+        mut progress: Option<&mut dyn FnMut(f32)>,
     ) -> Result<Arc<EncodedImage>> {
-        self.encode_collecting(image, cancel, progress, None)
+        let id = self.image_id(image)?;
+        if let Some(kept) = self.images.find(id, self.text.n_embd()) {
+            progress.iter_mut().for_each(|progress| progress(1.0));
+            return Ok(kept);
+        }
+        let encoded = self.encode_watched(image, id, cancel, progress, None)?;
+        self.images.insert(&encoded);
+        Ok(encoded)
     }
 
-    /// [`Engine::encode_image`]; what goes into the matrices is summed up in `collector`, if there is one.
+    /// Encodes a picture, wherever it is kept; what goes into the matrices is summed up in `collector`.
     pub(super) fn encode_collecting(
         &self,
         image: &Image,
+        cancel: Option<&super::Cancel>,
+        progress: Option<&mut dyn FnMut(f32)>,
+        collector: Option<&mut Collector>,
+    ) -> Result<Arc<EncodedImage>> {
+        self.encode_watched(image, self.image_id(image)?, cancel, progress, collector)
+    }
+
+    fn encode_watched(
+        &self,
+        image: &Image,
+        id: ImageId,
         cancel: Option<&super::Cancel>,
         mut progress: Option<&mut dyn FnMut(f32)>,
         collector: Option<&mut Collector>,
@@ -289,7 +342,7 @@ impl Engine {
         cx.cancel = cancel.map(super::Cancel::flag);
         cx.progress = Some(&mut report);
         cx.collector = collector;
-        self.encode(&mut cx, image, "")
+        self.encode(&mut cx, image, id, "")
     }
 
     /// Encodes picture number `index` and records every named activation.
@@ -297,10 +350,18 @@ impl Engine {
         let mut activations = Activations::default();
         let mut cx = Cx::new(&self.device, &mut activations);
         cx.trace = Some(trace);
-        self.encode(&mut cx, image, &format!(".{index}"))
+        self.encode(&mut cx, image, self.image_id(image)?, &format!(".{index}"))
     }
 
-    fn encode(&self, cx: &mut Cx<'_>, image: &Image, name: &str) -> Result<Arc<EncodedImage>> {
+    fn encode(&self, cx: &mut Cx<'_>, image: &Image, id: ImageId, name: &str) -> Result<Arc<EncodedImage>> {
+        let vision = self.vision_for(image)?;
+        let ImageRows { rows, n_all } = vision.encode(cx, image, self.image_tokens, name)?;
+        let n_tokens = rows.len() / vision.n_embd();
+        Ok(Arc::new(EncodedImage { rows, n_tokens, n_tokens_all: n_all, id }))
+    }
+
+    /// The vision encoder, for a picture that it can take.
+    fn vision_for(&self, image: &Image) -> Result<&dyn VisionModel> {
         let Some(vision) = &self.vision else {
             bail!(Usage, "{}: a text model without mmproj cannot look at pictures: give one with --mmproj", self.name);
         };
@@ -308,11 +369,26 @@ impl Engine {
         if image.rgb.is_empty() || n_bytes != Some(image.rgb.len()) {
             bail!(Usage, "a picture of {}x{} cannot have {} bytes", image.width, image.height, image.rgb.len());
         }
-        let ImageRows { rows, n_all } = vision.encode(cx, image, self.image_tokens, name)?;
-        let mut hasher = DefaultHasher::new();
-        (image.width, image.height, &image.rgb, self.image_tokens).hash(&mut hasher);
-        let n_tokens = rows.len() / vision.n_embd();
-        Ok(Arc::new(EncodedImage { rows, n_tokens, n_tokens_all: n_all, id: hasher.finish() }))
+        Ok(vision.as_ref())
+    }
+
+    /// What tells the rows of a picture apart: its pixels, the model, and all that decides how the one becomes the other.
+    fn image_id(&self, image: &Image) -> Result<ImageId> {
+        let vision = self.vision_for(image)?;
+        let mut hasher = Sha256::new();
+        hasher.update(self.vision_origin.as_ref().map_or(&[0; 32], Origin::hash));
+        let how = (
+            env!("CARGO_PKG_VERSION"),
+            self.level(),
+            self.vision_precision,
+            self.image_tokens,
+            vision.preprocess(),
+            [image.width, image.height],
+        );
+        hasher.update(format!("{how:?}\n"));
+        hasher.update(&image.rgb);
+        let hash: [u8; 32] = hasher.finalize().into();
+        Ok(ImageId(*hash.first_chunk().expect("half of 32")))
     }
 
     /// Writes a conversation with the chat template; the answer comes next. Each [`IMAGE_MARKER`] in the messages stands
