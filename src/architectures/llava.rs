@@ -127,6 +127,21 @@ impl VisionModel for Llava {
         self.preprocess = preprocess;
     }
 
+    fn max_rows(&self, tokens: Option<ImageTokens>) -> usize {
+        let (n_crops, n_side) = (self.preprocess.max_crops(), self.vit.shape().n_side());
+        // At most as many newlines as the tiles have rows, and the overview's.
+        let n_newline = if self.image_newline.is_some() { n_crops * n_side + 1 } else { 0 };
+        let n_all = n_crops * self.vit.shape().n_patch() + n_newline;
+        tokens.map_or(n_all, |tokens| tokens.n.get().min(n_all))
+    }
+
+    fn scratch(&self) -> usize {
+        let n_rows = self.preprocess.max_crops() * self.vit.shape().n_patch();
+        let projected = 4 * n_rows * (2 * self.projector.max_width());
+        // The stream is gone when the features are projected.
+        self.vit.shape().scratch(self.preprocess.max_crops()).max(projected + 4 * n_rows * self.vit.shape().n_feature())
+    }
+
     fn encode(&self, cx: &mut Cx<'_>, image: &Image, tokens: Option<ImageTokens>, name: &str) -> Result<ImageRows> {
         let crops = self.preprocess.run(image);
         cx.trace(|| format!("v.pixels{name}"), &crops.pixels);

@@ -30,12 +30,14 @@ pub struct Cx<'a> {
     pub trace: Option<&'a mut Trace>,
     /// Sums up the squared inputs of matrices, if there.
     pub collector: Option<&'a mut Collector>,
+    /// Layers from this one on stream through memory: their pages are given back after use. `None`: all stay.
+    pub n_resident: Option<usize>,
 }
 
 impl<'a> Cx<'a> {
     /// A context that nobody watches.
     pub fn new(device: &'a Cpu, activations: &'a mut Activations) -> Cx<'a> {
-        Cx { device, activations, cancel: None, progress: None, trace: None, collector: None }
+        Cx { device, activations, cancel: None, progress: None, trace: None, collector: None, n_resident: None }
     }
 
     /// An error if the caller wants to stop; otherwise reports that `done` of `total` layers are finished.
@@ -55,6 +57,12 @@ impl<'a> Cx<'a> {
             trace.record(name(), data);
         }
     }
+}
+
+/// Bytes of a row of `width` activations in the form that products with quantized weights take: quants, and factors and sums of
+/// each 16 or 32 of them.
+pub fn rounded_bytes(width: usize) -> usize {
+    width + 4 * (2 * width / 32 + 2 * width / 16)
 }
 
 /// An activation function of a vision encoder or a projector.

@@ -4,11 +4,11 @@ use super::image_cache::{ImageCache, ImageCacheOptions, ImageCacheStats};
 use super::prompt::{EncodedImage, ImageId, Piece, Prompt};
 use crate::architectures::{self, ImageRows, TextModel, VisionModel};
 use crate::blocks::image_tokens::ImageTokens;
-use crate::device::Cpu;
+use crate::device::{Cpu, Power};
 use crate::gguf::{Gguf, Origin};
 use crate::media::Filter;
 use crate::media::Image;
-use crate::media::preprocess::Fit;
+use crate::media::preprocess::{Fit, Preprocess};
 use crate::ops::{Collector, Cx, Trace};
 use crate::tensor::{Loader, Loading, Precision, Prepare};
 use crate::text::template::{IMAGE_MARKER, Message};
@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// How weights come into memory. Answers do not depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,6 +69,13 @@ pub struct EngineOptions {
     pub image_tokens: Option<ImageTokens>,
     /// Where encoded pictures are kept, so that a second look at one costs nothing.
     pub image_cache: ImageCacheOptions,
+    /// Whether the vision encoder leaves memory after each picture, to be made again for the next.
+    pub release_vision: bool,
+    /// How many layers of the text model stay in memory, where it cannot hold them all: the others stream through it from the
+    /// mapped file, each being read while the one before is at work. `None`: all stay.
+    pub resident_layers: Option<usize>,
+    /// What matters more, speed or battery and company; [`EngineOptions::n_threads`] overrides its number of threads.
+    pub power: Power,
 }
 
 /// What a text model is made of.
@@ -104,6 +112,10 @@ pub struct Engine {
     origin: Origin,
     vision_origin: Option<Origin>,
     vision_precision: Precision,
+    /// The file to make the vision encoder from for each picture; `vision` then is as it is stored.
+    vision_again: Option<Gguf>,
+    repack: bool,
+    pub(super) resident_layers: Option<usize>,
     pub(super) images: ImageCache,
 }
 
@@ -154,16 +166,17 @@ impl Engine {
         mmproj: Option<&Gguf>,
         options: &EngineOptions,
         cancel: Option<&super::Cancel>,
-        mut progress: Option<&mut dyn FnMut(f32)>,
+        progress: Option<&mut dyn FnMut(f32)>,
     ) -> Result<Engine> {
-        let device = Cpu::new(options.n_threads);
+        let mut progress = rising(progress);
+        let device = Cpu::with(options.n_threads, options.power);
         // Without repacking, only a vision encoder is made ready.
         let repack = options.load_mode == LoadMode::Repack;
         let total = if repack { text.n_bytes() } else { 0 } + mmproj.map_or(0, Gguf::n_bytes);
         let mut done = 0;
         let mut report = |n: usize| {
             done += n as u64;
-            progress.iter_mut().for_each(|progress| progress(done as f32 / total as f32));
+            progress(done as f32 / total as f32);
         };
         let prepare = Prepare::new(&device.team, cancel.map(super::Cancel::flag), &mut report);
         let loader = |gguf| Loader {
@@ -172,7 +185,9 @@ impl Engine {
         };
         let model = architectures::load_text(loader(text))?;
         let vision_file = mmproj.or_else(|| text.tensor("v.patch_embd.weight").is_some().then_some(text));
-        let mut vision = vision_file.map(|gguf| architectures::load_vision(loader(gguf))).transpose()?;
+        let vision_loader =
+            |gguf| if options.release_vision { Loader::stored(gguf) } else { loader(gguf) };
+        let mut vision = vision_file.map(|gguf| architectures::load_vision(vision_loader(gguf))).transpose()?;
         if let (Some(vision), Some(file)) = (&vision, vision_file)
             && vision.n_embd() != model.n_embd()
         {
@@ -220,6 +235,9 @@ impl Engine {
             origin: Origin::of(text),
             vision_origin: vision_file.map(Origin::of),
             vision_precision: options.vision_precision,
+            vision_again: vision_file.filter(|_| options.release_vision).cloned(),
+            repack,
+            resident_layers: options.resident_layers,
             images: ImageCache::new(&options.image_cache),
         })
     }
@@ -333,11 +351,11 @@ impl Engine {
         image: &Image,
         id: ImageId,
         cancel: Option<&super::Cancel>,
-        mut progress: Option<&mut dyn FnMut(f32)>,
+        progress: Option<&mut dyn FnMut(f32)>,
         collector: Option<&mut Collector>,
     ) -> Result<Arc<EncodedImage>> {
         let mut activations = Activations::default();
-        let mut report = |done: f32| progress.iter_mut().for_each(|progress| progress(done));
+        let mut report = rising(progress);
         let mut cx = Cx::new(&self.device, &mut activations);
         cx.cancel = cancel.map(super::Cancel::flag);
         cx.progress = Some(&mut report);
@@ -355,9 +373,37 @@ impl Engine {
 
     fn encode(&self, cx: &mut Cx<'_>, image: &Image, id: ImageId, name: &str) -> Result<Arc<EncodedImage>> {
         let vision = self.vision_for(image)?;
-        let ImageRows { rows, n_all } = vision.encode(cx, image, self.image_tokens, name)?;
+        let ImageRows { rows, n_all } = match &self.vision_again {
+            None => vision.encode(cx, image, self.image_tokens, name)?,
+            Some(gguf) => {
+                let made = self.make_vision(gguf, vision.preprocess(), cx.cancel)?;
+                let encoded = made.encode(cx, image, self.image_tokens, name);
+                self.vision_origin.iter().for_each(Origin::give_back);
+                encoded?
+            }
+        };
         let n_tokens = rows.len() / vision.n_embd();
         Ok(Arc::new(EncodedImage { rows, n_tokens, n_tokens_all: n_all, id }))
+    }
+
+    /// The vision encoder, made for one picture.
+    fn make_vision(
+        &self,
+        gguf: &Gguf,
+        preprocess: &Preprocess,
+        cancel: Option<&AtomicBool>,
+    ) -> Result<Box<dyn VisionModel>> {
+        let mut unwatched = |_| ();
+        let prepare = Prepare::new(&self.device.team, cancel, &mut unwatched);
+        let loading = Loading {
+            prepare: Some(&prepare),
+            vision: self.vision_precision,
+            repack: self.repack,
+            noted: None,
+        };
+        let mut vision = architectures::load_vision(Loader { gguf, loading })?;
+        vision.set_preprocess(preprocess.clone());
+        Ok(vision)
     }
 
     /// The vision encoder, for a picture that it can take.
@@ -421,6 +467,17 @@ impl Engine {
             }
         }
         Ok(prompt)
+    }
+}
+
+/// Passes fractions of work on that only ever rise, up to 1: stages of it may each count from 0.
+pub(super) fn rising(mut progress: Option<&mut dyn FnMut(f32)>) -> impl FnMut(f32) {
+    let mut most = 0f32;
+    move |done| {
+        if let Some(progress) = &mut progress {
+            most = most.max(done.min(1.0));
+            progress(most);
+        }
     }
 }
 

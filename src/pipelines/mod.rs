@@ -8,6 +8,7 @@ pub mod evaluate;
 mod fit;
 mod image_cache;
 mod pack;
+pub mod plan;
 mod prompt;
 mod quantize;
 mod saved;
@@ -18,6 +19,7 @@ pub mod verify;
 
 pub use crate::blocks::image_tokens::{ImageTokens, Reduction};
 pub use crate::blocks::kv_cache::KvType;
+pub use crate::device::Power;
 pub use crate::tensor::Precision;
 pub use conversation::Conversation;
 pub use engine::{Engine, EngineOptions, LoadMode, ModelInfo, find_mmproj};

@@ -1,7 +1,7 @@
 //! One timeline on a model: its cache, its position, its sampler.
 
 use super::conversation::Conversation;
-use super::engine::Engine;
+use super::engine::{Engine, rising};
 use super::prompt::{EncodedImage, Piece, Prompt, Slot};
 use crate::architectures::Logits;
 use crate::blocks::kv_cache::{KvCache, KvType, KvTypes};
@@ -260,7 +260,8 @@ impl Session {
     }
 
     /// Brings the cache and the timeline to `prompt`, and returns how many tokens went through the model.
-    fn bring(&mut self, prompt: &Prompt, mut progress: Option<&mut dyn FnMut(f32)>) -> Result<usize> {
+    fn bring(&mut self, prompt: &Prompt, progress: Option<&mut dyn FnMut(f32)>) -> Result<usize> {
+        let mut progress = rising(progress);
         let slots = self.check(prompt)?;
         // The last token always runs again: its logits are wanted.
         let common = self.timeline.iter().zip(&slots).take_while(|(a, b)| a == b).count().min(slots.len() - 1);
@@ -276,9 +277,7 @@ impl Session {
             let mut x = self.embed(prompt, start, end);
             let which = if end == slots.len() { Logits::Last } else { Logits::None };
             let mut report = |done: f32| {
-                if let Some(progress) = &mut progress {
-                    progress(((start - common) as f32 + done * (end - start) as f32) / total as f32);
-                }
+                progress(((start - common) as f32 + done * (end - start) as f32) / total as f32);
             };
             self.forward(&mut x, which, None, Some(&mut report))?;
             self.timeline.extend_from_slice(&slots[start..end]);
@@ -488,6 +487,7 @@ impl Session {
         cx.trace = trace;
         cx.progress = progress;
         cx.collector = self.collector.as_mut();
+        cx.n_resident = self.engine.resident_layers;
         self.engine.text.forward(&mut cx, x, &mut self.cache, which, &mut self.logits)
     }
 
