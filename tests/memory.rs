@@ -58,8 +58,9 @@ fn plans_follow_what_is_wished_for() -> Result<()> {
 #[test]
 fn budgets_are_kept_or_refused_with_what_would_fit() {
     let planner = planner();
-    let free = planner.plan(&Wish::new(None)).unwrap();
-    let wish = |budget| Wish::new(Some(budget));
+    let wish = |budget| Wish { image_size: (64, 64), budget, ..Wish::new(None) };
+    let free = planner.plan(&wish(None)).unwrap();
+    let wish = |budget| wish(Some(budget));
     let same = planner.plan(&wish(free.peak)).unwrap();
     assert_eq!((same.n_ctx, same.n_ubatch, same.type_k), (free.n_ctx, free.n_ubatch, KvType::F16));
     let mut budget = free.peak;
@@ -77,7 +78,10 @@ fn budgets_are_kept_or_refused_with_what_would_fit() {
     assert!(fitted > 3, "{fitted} budgets were kept");
     assert_eq!(error.kind(), ErrorKind::Memory);
     let message = error.to_string();
-    assert!(message.contains("nano.gguf: does not fit ") && message.contains("the least that it runs in is"), "{message}");
+    assert!(
+        message.contains("nano.gguf: does not fit ") && message.contains("the least that it runs in is"),
+        "{message}"
+    );
     // The least that it names is one that it keeps.
     assert!(planner.plan(&wish(last)).is_ok());
     // What the user fixed stays.
@@ -135,7 +139,11 @@ fn what_does_not_stay_in_memory_changes_no_answer() -> Result<()> {
         }
         for power in [Power::Low, Power::Balanced, Power::Fast] {
             let options = EngineOptions { power, n_threads: None, ..EngineOptions::default() };
-            assert_eq!(logits(&Arc::new(Engine::load(&fixture(name), None, &options)?))?, expected, "{name}, {power:?}");
+            assert_eq!(
+                logits(&Arc::new(Engine::load(&fixture(name), None, &options)?))?,
+                expected,
+                "{name}, {power:?}"
+            );
         }
     }
     Ok(())

@@ -393,7 +393,8 @@ mod tests {
     #[test]
     fn fewer_threads_work_while_others_want_the_processors() {
         let way = GivingWay::new(4);
-        let steps = [(1000.0, 3), (1000.0, 2), (1000.0, 1), (1000.0, 1), (30.0, 1), (0.0, 2), (0.0, 3), (0.0, 4), (0.0, 4)];
+        let steps =
+            [(1000.0, 3), (1000.0, 2), (1000.0, 1), (1000.0, 1), (30.0, 1), (0.0, 2), (0.0, 3), (0.0, 4), (0.0, 4)];
         for (rate, n) in steps {
             way.now.store(way.after(rate), Ordering::Relaxed);
             assert_eq!(way.now.load(Ordering::Relaxed), n, "{rate} interruptions a second");

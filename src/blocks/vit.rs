@@ -54,7 +54,8 @@ impl Shape {
     pub fn scratch(&self, n_crops: usize) -> usize {
         let (n_rows, pixels) = (n_crops * (1 + self.n_patch()), n_crops * 3 * self.image_size * self.image_size);
         let floats = 6 * self.n_embd + self.n_feature() + self.n_ff;
-        4 * pixels + n_rows * (4 * floats + ops::rounded_bytes(self.n_ff.max(self.n_embd)))
+        4 * pixels
+            + n_rows * (4 * floats + ops::rounded_bytes(self.n_ff.max(self.n_embd)))
             + 4 * self.n_embd * (1 + self.n_patch())
     }
 

@@ -14,9 +14,11 @@ use std::path::PathBuf;
 /// Tells how much memory `mmq run` takes with the same flags, phase by phase, before anything is loaded.
 #[derive(clap::Args)]
 #[command(args_override_self = true)]
-#[command(after_help = "With --budget it chooses what is not given: context, batch, types of keys and values, image tokens, and
+#[command(
+    after_help = "With --budget it chooses what is not given: context, batch, types of keys and values, image tokens, and
 whether layers stream through memory. `mmq run --budget` runs what `mmq plan --budget` prints.
-Memory is what the process has resident at most, mapped weights included, when the context is full.")]
+Memory is what the process has resident at most, mapped weights included, when the context is full."
+)]
 pub struct Args {
     /// Text model, a GGUF file
     #[arg(short, long, value_name = "FILE")]
@@ -88,7 +90,10 @@ pub struct MemoryArgs {
 fn pixels(text: &str) -> Result<(usize, usize), String> {
     let parse = |(w, h): (&str, &str)| Some((w.parse().ok()?, h.parse().ok()?));
     let sane = |(w, h): &(usize, usize)| (1..=1 << 16).contains(w) && (1..=1 << 16).contains(h);
-    text.split_once('x').and_then(parse).filter(sane).ok_or_else(|| format!("expected 1024x768 or the like, got {text:?}"))
+    text.split_once('x')
+        .and_then(parse)
+        .filter(sane)
+        .ok_or_else(|| format!("expected 1024x768 or the like, got {text:?}"))
 }
 
 /// Runs the command.

@@ -10,11 +10,11 @@ use super::plan::{MemoryArgs, flags};
 use super::{catch_ctrl_c, n_threads, printable, printed, read_text, say};
 use crate::gguf::Gguf;
 use crate::media::{self, DecodeOptions, Filter};
+use crate::pipelines::plan::{self, Plan, Planner, Wish};
 use crate::pipelines::{
     Cancel, Conversation, Engine, EngineOptions, Finish, Generation, KvType, LoadMode, Power, Precision, Session,
     SessionOptions, find_mmproj,
 };
-use crate::pipelines::plan::{self, Plan, Planner, Wish};
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Error, ErrorKind, Result, bail};
 use report::{Progress, Report};
@@ -329,7 +329,10 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     output.finish()?;
     if !args.json {
         if answer.finish == Finish::ContextFull {
-            note(&format!("the context of {} tokens is full; -c gives a larger one, --context-shift goes on", session.n_ctx()));
+            note(&format!(
+                "the context of {} tokens is full; -c gives a larger one, --context-shift goes on",
+                session.n_ctx()
+            ));
         }
         if !args.quiet && !args.no_show_timings {
             say(&report.table());

@@ -20,11 +20,7 @@ impl Origin {
     /// The files of `gguf`.
     pub fn of(gguf: &Gguf) -> Origin {
         let place = |t: &super::TensorInfo| (t.shard, t.offset..t.offset + t.n_bytes);
-        Origin {
-            shards: gguf.shards.clone(),
-            tensors: gguf.tensors.iter().map(place).collect(),
-            hash: OnceLock::new(),
-        }
+        Origin { shards: gguf.shards.clone(), tensors: gguf.tensors.iter().map(place).collect(), hash: OnceLock::new() }
     }
 
     /// A SHA-256 of all metadata, names, types and shapes, and of samples of every tensor: models that differ by training

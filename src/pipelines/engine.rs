@@ -185,8 +185,7 @@ impl Engine {
         };
         let model = architectures::load_text(loader(text))?;
         let vision_file = mmproj.or_else(|| text.tensor("v.patch_embd.weight").is_some().then_some(text));
-        let vision_loader =
-            |gguf| if options.release_vision { Loader::stored(gguf) } else { loader(gguf) };
+        let vision_loader = |gguf| if options.release_vision { Loader::stored(gguf) } else { loader(gguf) };
         let mut vision = vision_file.map(|gguf| architectures::load_vision(vision_loader(gguf))).transpose()?;
         if let (Some(vision), Some(file)) = (&vision, vision_file)
             && vision.n_embd() != model.n_embd()
@@ -395,12 +394,8 @@ impl Engine {
     ) -> Result<Box<dyn VisionModel>> {
         let mut unwatched = |_| ();
         let prepare = Prepare::new(&self.device.team, cancel, &mut unwatched);
-        let loading = Loading {
-            prepare: Some(&prepare),
-            vision: self.vision_precision,
-            repack: self.repack,
-            noted: None,
-        };
+        let loading =
+            Loading { prepare: Some(&prepare), vision: self.vision_precision, repack: self.repack, noted: None };
         let mut vision = architectures::load_vision(Loader { gguf, loading })?;
         vision.set_preprocess(preprocess.clone());
         Ok(vision)

@@ -124,7 +124,10 @@ impl Header {
         let theirs = sizes(&self.cache, self.n_embd, self.n_vocab);
         let ours = sizes(own, engine.text.n_embd(), engine.text.n_vocab());
         if theirs != ours {
-            bail!(Format, "{name}: damaged: expected layers, heads, their size, width and vocabulary {ours:?}, got {theirs:?}");
+            bail!(
+                Format,
+                "{name}: damaged: expected layers, heads, their size, width and vocabulary {ours:?}, got {theirs:?}"
+            );
         }
         if self.n_past > n_ctx {
             bail!(ContextFull, "{name}: a session of {} tokens, but the context holds {n_ctx}: raise -c", self.n_past);
@@ -209,7 +212,7 @@ impl Session {
 
         let tokens = timeline.iter().filter_map(|slot| if let Slot::Token(token) = slot { Some(*token) } else { None });
         if !self.sampler.restore(&header.sampler, tokens.chain(header.pending)) {
-            bail!(Format, "{name}: damaged: the random numbers have no state");
+            bail!(Format, "{name}: damaged: no sampler is ever in the state that it holds");
         }
         images.iter().for_each(|image| engine.images.keep(image));
         self.cache = cache;
