@@ -38,7 +38,7 @@ mod avx2;
 mod avx512;
 
 use crate::{Kernels, Level};
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 
 /// Appends the table of each level that this processor supports. Each level starts from the one before it.
 pub(crate) fn extend(tables: &mut Vec<Kernels>) {
