@@ -182,7 +182,13 @@ impl Activations {
                     if rounded {
                         // SAFETY: as above.
                         let (q, scale, sum16, sum32, total) = unsafe {
-                            (q.get(t * stride..t * stride + n_cols), scale.get(at(32)), sum16.get(at(16)), sum32.get(at(32)), total.get(at(16)))
+                            (
+                                q.get(t * stride..t * stride + n_cols),
+                                scale.get(at(32)),
+                                sum16.get(at(16)),
+                                sum32.get(at(32)),
+                                total.get(at(16)),
+                            )
                         };
                         (k.quantize)(x, q, scale, sum16, sum32, total);
                     }

@@ -301,7 +301,11 @@ fn dot() {
                         }
                         // The product starts in the middle of the tokens' columns.
                         let (n_cols, stride) = (n + 96, n + 96 + 64 * (n_tokens % 2));
-                        let mut x = apart(rounded(&scalar, &floats(n_tokens * n_cols, Kind::Usual, &mut random)), n_cols, stride);
+                        let mut x = apart(
+                            rounded(&scalar, &floats(n_tokens * n_cols, Kind::Usual, &mut random)),
+                            n_cols,
+                            stride,
+                        );
                         if edge.is_some() {
                             x.0.iter_mut()
                                 .enumerate()
