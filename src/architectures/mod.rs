@@ -3,6 +3,7 @@
 pub mod llama;
 pub mod llava;
 pub mod qwen;
+pub mod qwen_vl;
 
 use crate::blocks::decoder::Decoder;
 use crate::blocks::image_tokens::ImageTokens;
@@ -16,7 +17,7 @@ use crate::{Result, bail};
 use std::cell::RefCell;
 
 /// Every architecture that mmq runs.
-pub const ARCHITECTURES: &[&Architecture] = &[&llama::ARCH, &llava::ARCH, &qwen::ARCH];
+pub const ARCHITECTURES: &[&Architecture] = &[&llama::ARCH, &llava::ARCH, &qwen::ARCH, &qwen_vl::ARCH];
 
 /// An architecture: how to recognise its files and how to load them.
 pub struct Architecture {

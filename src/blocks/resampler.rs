@@ -60,28 +60,20 @@ impl Resampler {
         let pos_q = loader.vector("resampler.pos_embed_q", n_query * n_embd)?;
         let pos_k = loader.vector("resampler.pos_embed_k", n_patch * n_embd)?;
         let ln_q = norm("ln_q")?;
-        let exact = |name: &str| -> Result<Linear> {
-            Ok(Linear {
-                weight: loader.weight(&format!("resampler.{name}.weight"), n_embd, n_embd)?,
-                bias: loader.optional_vector(&format!("resampler.{name}.bias"), n_embd)?,
-            })
+        // As they are stored: rounded weights are for what is computed again and again.
+        let exact = |name: &str, bias: bool| -> Result<Linear> {
+            let bias = if bias { loader.optional_vector(&format!("resampler.{name}.bias"), n_embd)? } else { None };
+            Ok(Linear { weight: loader.weight(&format!("resampler.{name}.weight"), n_embd, n_embd)?, bias })
         };
+        let mut q = ops::linear_at_load(loader, &query, ln_q.view(), &exact("attn.q", true)?);
+        let q_pos = ops::linear_at_load(loader, &pos_q, Norm::None, &exact("attn.q", false)?);
+        q.iter_mut().zip(q_pos).for_each(|(q, pos)| *q += pos);
         Ok(Resampler {
             shape,
             kv: linear("kv", n_in)?,
             ln_kv: norm("ln_kv")?,
-            q: ops::at_load(loader, &exact("attn.q")?, |cx, layer| {
-                let (mut x, mut q) = (Vec::new(), Vec::new());
-                ops::layer_norm(cx, &query, &ln_q, &mut x);
-                ops::add(cx, &mut x, &pos_q, n_embd);
-                ops::linear(cx, &x, Norm::None, [(layer, &mut q)]);
-                q
-            }),
-            k_pos: ops::at_load(loader, &exact("attn.k")?, |cx, layer| {
-                let mut k = Vec::new();
-                ops::linear(cx, &pos_k, Norm::None, [(layer, &mut k)]);
-                k
-            }),
+            q,
+            k_pos: ops::linear_at_load(loader, &pos_k, Norm::None, &exact("attn.k", true)?),
             attn_k: Linear { bias: None, ..attn_k },
             attn_v: linear("attn.v", n_embd)?,
             attn_out: linear("attn.out", n_embd)?,

@@ -210,7 +210,8 @@ mod tests {
         let rope = qwen(8);
         assert!(rope.angles(0, 2048, 1).queries.is_none());
         let angles = rope.angles(2046, 4, 1);
-        for (i, factor) in [1.0, 1.0, 2049f64.ln() / 2048f64.ln(), 2050f64.ln() / 2048f64.ln()].into_iter().enumerate() {
+        for (i, factor) in [1.0, 1.0, 2049f64.ln() / 2048f64.ln(), 2050f64.ln() / 2048f64.ln()].into_iter().enumerate()
+        {
             let (cos, sin) = angles.queries(i);
             let size = cos[0].hypot(sin[0]);
             assert!((f64::from(size) - factor).abs() < 1e-6, "{i}: {size}");

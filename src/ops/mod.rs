@@ -194,6 +194,16 @@ pub fn linear<const N: usize>(cx: &mut Cx<'_>, x: &[f32], norm: Norm<'_>, layers
     products(cx, x, norm, run);
 }
 
+/// `layer(norm(x))` of what is the same for every input, computed as the weights are loaded; nothing where nothing will be run.
+pub fn linear_at_load(loader: Loader<'_>, x: &[f32], norm: Norm<'_>, layer: &Linear) -> Vec<f32> {
+    let Some(prepare) = loader.loading.prepare else { return Vec::new() };
+    let mut out = vec![0.0; layer.n_out(x.len())];
+    let input = Input { x, n_cols: layer.weight.n_cols(), norm };
+    let mut product = [layer.product(Then::Store, &mut out)];
+    mmq_kernels::matmul(prepare.team(), input, &mut Activations::default(), &mut product);
+    out
+}
+
 /// `residual += layer(x)`, with `residual: [n_tokens, n_out]`.
 pub fn linear_add(cx: &mut Cx<'_>, x: &[f32], layer: &Linear, residual: &mut [f32]) {
     collect(cx, x, Norm::None, &[layer]);
