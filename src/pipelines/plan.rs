@@ -342,9 +342,11 @@ impl Planner {
         if let (Some(vision), None) = (&self.vision, wish.image_tokens) {
             let all = vision.max_rows(None);
             for n in [all / 2, all / 4] {
-                let Some(n) = NonZeroUsize::new(n) else { continue };
-                now.image_tokens = Some(ImageTokens { n, by: Reduction::default() });
-                smaller(&mut now, (2 * n.get() * wish.n_images.max(1)).max(SMALLEST_CONTEXT));
+                let fewer = NonZeroUsize::new(n).map(|n| ImageTokens { n, by: Reduction::default() });
+                // There are models whose pictures always take as many.
+                let Some(fewer) = fewer.filter(|fewer| vision.max_rows(Some(*fewer)) <= n) else { continue };
+                now.image_tokens = Some(fewer);
+                smaller(&mut now, (2 * n * wish.n_images.max(1)).max(SMALLEST_CONTEXT));
                 choices.push(now.clone());
             }
         }
