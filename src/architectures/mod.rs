@@ -84,6 +84,8 @@ pub trait VisionModel: Send + Sync {
     fn preprocess(&self) -> &Preprocess;
     /// Overrides how pictures are fitted, for comparison with other programs.
     fn set_preprocess(&mut self, preprocess: Preprocess);
+    /// How many rows stand for a picture of `size` (width, height): as many as [`VisionModel::encode`] makes of it.
+    fn n_tokens(&self, size: (usize, usize), tokens: Option<ImageTokens>) -> usize;
     /// Encodes a picture to the rows that stand for it in the prompt, at most as many as `tokens` says. `name` is appended
     /// to the names of traced activations.
     fn encode(&self, cx: &mut Cx<'_>, image: &Image, tokens: Option<ImageTokens>, name: &str) -> Result<ImageRows>;

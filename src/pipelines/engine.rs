@@ -121,32 +121,40 @@ impl Engine {
         cancel: Option<&super::Cancel>,
         progress: Option<&mut dyn FnMut(f32)>,
     ) -> Result<Engine> {
-        let text = Gguf::open(model)?;
-        let vision = mmproj.map(Gguf::open).transpose()?;
-        Engine::build(&text, vision.as_ref(), options, cancel, progress)
+        let load = || {
+            let text = Gguf::open(model)?;
+            let vision = mmproj.map(Gguf::open).transpose()?;
+            Engine::build(&text, vision.as_ref(), options, progress)
+        };
+        super::Cancel::guard(cancel.unwrap_or(&super::Cancel::default()), load)
     }
 
     /// The model that is compiled into the program: small, and knows only the synthetic scenes it was trained on
     /// (`models/README.md`).
     #[cfg(feature = "nano")]
     pub fn built_in(options: &EngineOptions) -> Result<Engine> {
+        let [text, vision] = Engine::built_in_files()?;
+        Engine::from_gguf(&text, Some(&vision), options)
+    }
+
+    /// The files of [`Engine::built_in`]: text model and mmproj.
+    #[cfg(feature = "nano")]
+    pub(crate) fn built_in_files() -> Result<[Gguf; 2]> {
         static TEXT: &[u8] = include_bytes!("../../models/nano/nano.gguf");
         static VISION: &[u8] = include_bytes!("../../models/nano/mmproj-nano.gguf");
-        let text = Gguf::from_static("nano.gguf", TEXT)?;
-        let vision = Gguf::from_static("mmproj-nano.gguf", VISION)?;
-        Engine::from_gguf(&text, Some(&vision), options)
+        Ok([Gguf::from_static("nano.gguf", TEXT)?, Gguf::from_static("mmproj-nano.gguf", VISION)?])
     }
 
     /// Loads from files that are open already.
     pub fn from_gguf(text: &Gguf, mmproj: Option<&Gguf>, options: &EngineOptions) -> Result<Engine> {
-        Engine::build(text, mmproj, options, None, None)
+        Engine::build(text, mmproj, options, None)
     }
 
-    fn build(
+    /// [`Engine::from_gguf`]; `progress` is told the fraction done.
+    pub(crate) fn build(
         text: &Gguf,
         mmproj: Option<&Gguf>,
         options: &EngineOptions,
-        cancel: Option<&super::Cancel>,
         mut progress: Option<&mut dyn FnMut(f32)>,
     ) -> Result<Engine> {
         let device = Cpu::new(options.n_threads);
@@ -158,7 +166,7 @@ impl Engine {
             done += n as u64;
             progress.iter_mut().for_each(|progress| progress(done as f32 / total as f32));
         };
-        let prepare = Prepare::new(&device.team, cancel.map(super::Cancel::flag), &mut report);
+        let prepare = Prepare::new(&device.team, &mut report);
         let loader = |gguf| Loader {
             gguf,
             loading: Loading { prepare: Some(&prepare), vision: options.vision_precision, repack, noted: None },
@@ -261,6 +269,31 @@ impl Engine {
         self.device.team.n_threads()
     }
 
+    /// How many positions a picture of `width` and `height` pixels takes in the prompt: known without encoding it.
+    ///
+    /// # Errors
+    /// A model without a vision encoder; an empty picture.
+    pub fn n_image_tokens(&self, width: usize, height: usize) -> Result<usize> {
+        if width == 0 || height == 0 {
+            bail!(Usage, "an empty picture: {width}x{height}");
+        }
+        Ok(self.vision()?.n_tokens((width, height), self.image_tokens))
+    }
+
+    fn vision(&self) -> Result<&dyn VisionModel> {
+        match &self.vision {
+            Some(vision) => Ok(vision.as_ref()),
+            None => {
+                bail!(Usage, "{}: a text model without mmproj cannot look at pictures: give one with --mmproj", self.name)
+            }
+        }
+    }
+
+    /// Width of its embeddings: of a token's, and of each row that stands for a picture.
+    pub fn n_embd(&self) -> usize {
+        self.text.n_embd()
+    }
+
     /// Encodes a picture. `progress` is told the fraction done and may be used to show it.
     ///
     /// # Errors
@@ -286,10 +319,9 @@ impl Engine {
         let mut activations = Activations::default();
         let mut report = |done: f32| progress.iter_mut().for_each(|progress| progress(done));
         let mut cx = Cx::new(&self.device, &mut activations);
-        cx.cancel = cancel.map(super::Cancel::flag);
         cx.progress = Some(&mut report);
         cx.collector = collector;
-        self.encode(&mut cx, image, "")
+        cancel.unwrap_or(&super::Cancel::default()).guard(|| self.encode(&mut cx, image, ""))
     }
 
     /// Encodes picture number `index` and records every named activation.
@@ -301,9 +333,7 @@ impl Engine {
     }
 
     fn encode(&self, cx: &mut Cx<'_>, image: &Image, name: &str) -> Result<Arc<EncodedImage>> {
-        let Some(vision) = &self.vision else {
-            bail!(Usage, "{}: a text model without mmproj cannot look at pictures: give one with --mmproj", self.name);
-        };
+        let vision = self.vision()?;
         let n_bytes = image.width.checked_mul(image.height).and_then(|n| n.checked_mul(3));
         if image.rgb.is_empty() || n_bytes != Some(image.rgb.len()) {
             bail!(Usage, "a picture of {}x{} cannot have {} bytes", image.width, image.height, image.rgb.len());
@@ -318,12 +348,16 @@ impl Engine {
     /// Writes a conversation with the chat template; the answer comes next. Each [`IMAGE_MARKER`] in the messages stands
     /// for the next of `images`.
     pub fn chat_prompt(&self, messages: &[Message], images: &[Arc<EncodedImage>]) -> Result<Prompt> {
+        self.prompt(&self.chat_text(messages)?, images)
+    }
+
+    /// The text of [`Engine::chat_prompt`], with [`IMAGE_MARKER`]s.
+    pub fn chat_text(&self, messages: &[Message]) -> Result<String> {
         let text = |token: Option<u32>| {
             token.map_or(String::new(), |t| String::from_utf8_lossy(&self.tokenizer.piece(t, true)).into_owned())
         };
         let (bos, eos) = (text(self.tokenizer.bos()), text(self.tokenizer.eos()));
-        let rendered = self.template.render(messages, true, &bos, &eos)?;
-        self.prompt(&rendered, images)
+        self.template.render(messages, true, &bos, &eos)
     }
 
     /// Turns text into a prompt as it stands: each stretch between pictures is tokenized on its own, and the first gets
@@ -335,16 +369,27 @@ impl Engine {
         }
         let mut prompt = Prompt::default();
         let mut images = images.iter();
-        for (i, part) in text.split(IMAGE_MARKER).enumerate() {
+        for (i, tokens) in self.stretches(text).enumerate() {
             if i > 0 {
                 prompt.pieces.extend(images.next().map(|image| Piece::Image(image.clone())));
             }
-            let tokens = self.tokenizer.encode(part, i == 0 && !self.tokenizer.begins_with_bos(part), true);
             if !tokens.is_empty() {
                 prompt.pieces.push(Piece::Tokens(tokens));
             }
         }
         Ok(prompt)
+    }
+
+    /// How many tokens a prompt of this text takes, besides those of its pictures.
+    pub fn n_text_tokens(&self, text: &str) -> usize {
+        self.stretches(text).map(|tokens| tokens.len()).sum()
+    }
+
+    /// The tokens before, between and behind the pictures of a prompt.
+    fn stretches(&self, text: &str) -> impl Iterator<Item = Vec<u32>> {
+        text.split(IMAGE_MARKER)
+            .enumerate()
+            .map(|(i, part)| self.tokenizer.encode(part, i == 0 && !self.tokenizer.begins_with_bos(part), true))
     }
 }
 

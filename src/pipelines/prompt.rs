@@ -14,6 +14,11 @@ pub struct EncodedImage {
 }
 
 impl EncodedImage {
+    /// What stands for it in the prompt: `[n_tokens, n_embd]`.
+    pub fn rows(&self) -> &[f32] {
+        &self.rows
+    }
+
     /// How many positions it takes in the context.
     pub fn n_tokens(&self) -> usize {
         self.n_tokens
