@@ -42,6 +42,6 @@ pub mod quantize;
 pub mod tensor;
 pub mod text;
 
-pub(crate) use error::{bail, unless_stopped};
 pub use error::{Error, ErrorKind, Result};
+pub(crate) use error::{bail, unless_stopped};
 pub use mmq_kernels::Dtype;

@@ -99,12 +99,11 @@ typedef struct {
     const void *picture;
     size_t picture_size;
     const mmq_embedding *embedding;
-    int n_sessions;
+    int n_sessions, n_begun;
     unsigned seed;
-    double longest; /* seconds that a session takes when nobody stops it */
+    double longest[2]; /* seconds that a session, and loading, take when nobody stops them */
     int n_ended[6]; /* sessions that were stopped before and in each phase, and that were not */
     int64_t n_pieces;
-    int failed;
 } worker;
 
 typedef struct {
@@ -142,7 +141,7 @@ static int run(worker *w, int number, bomb *b)
     mmq_status status = MMQ_OK;
 
     if (b != NULL) {
-        set(b, task, w->longest * rand_r(&w->seed) / RAND_MAX);
+        set(b, task, w->longest[number % 16 == 15] * rand_r(&w->seed) / RAND_MAX);
     }
     if (number % 16 == 15) {
         mmq_engine *engine;
@@ -185,7 +184,7 @@ static void *work(void *argument)
         die("no thread");
     }
     for (i = 0; i < w->n_sessions; i++) {
-        w->n_ended[run(w, i, &b)]++;
+        w->n_ended[run(w, w->n_begun++, &b)]++;
     }
     pthread_mutex_lock(&b.mutex);
     b.ends = 1;
@@ -261,10 +260,13 @@ int main(int argc, char **argv)
         w->embedding = embedding;
         w->seed = 1 + (unsigned)i;
     }
-    start = now();
-    run(&workers[0], 1, NULL);
-    for (i = 0; i < n_threads; i++) {
-        workers[i].longest = (now() - start) * 1.2 * n_threads;
+    for (j = 0; j < 2; j++) {
+        start = now();
+        run(&workers[0], j == 0 ? 1 : 15, NULL);
+        start = (now() - start) * 1.2;
+        for (i = 0; i < n_threads; i++) {
+            workers[i].longest[j] = start * n_threads;
+        }
     }
     start = now();
     for (i = 0; i < ROUNDS; i++) {

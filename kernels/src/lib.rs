@@ -7,6 +7,7 @@
 pub mod attention;
 pub mod block;
 mod cache;
+pub mod cores;
 pub mod grid;
 pub mod interleave;
 pub mod kv;
@@ -28,4 +29,4 @@ pub use matmul::{Activations, Input, Layout, Norm, Product, Then, Weights, matmu
 pub use quantize::Search;
 pub use stop::{stopped, until};
 pub use table::{Kernels, Level, kernels, levels};
-pub use team::Team;
+pub use team::{Manners, Team};

@@ -24,7 +24,7 @@
 //! - Llama 3's RoPE scaling is no key but the tensor `rope_freqs.weight`; it divides.
 
 use super::{Architecture, Logits, Model, TextModel};
-use crate::blocks::decoder::{DecoderLayer, Scratch, Shape};
+use crate::blocks::decoder::{self, DecoderLayer, Scratch, Shape};
 use crate::blocks::kv_cache::{KvCache, KvTypes};
 use crate::blocks::rope::Rope;
 use crate::gguf::Gguf;
@@ -159,6 +159,10 @@ impl TextModel for Llama {
         KvCache::new(self.config.n_layer, s.n_head_kv, s.head_dim, n_ctx, types)
     }
 
+    fn scratch(&self, n_tokens: usize) -> usize {
+        self.config.layer.scratch(n_tokens)
+    }
+
     fn embed(&self, tokens: &[u32], out: &mut Vec<f32>) {
         let n_embd = self.config.layer.n_embd;
         let start = out.len();
@@ -192,10 +196,16 @@ impl TextModel for Llama {
                 cache.truncate(n_past);
                 return Err(stopped);
             }
+            if let Some(n_resident) = cx.n_resident {
+                decoder::read_ahead(&self.layers, il, n_resident);
+            }
             // Who collects wants to see every token, also in the last layer.
             let all = il + 1 < self.layers.len() || cx.collector.is_some();
             let n_out = if all { n_tokens } else { n_logits };
             layer.forward(cx, s, il, &cos, &sin, cache, x, n_out, &mut scratch);
+            if let Some(n_resident) = cx.n_resident {
+                decoder::give_back(&self.layers, il, n_resident);
+            }
         }
         cache.advance(n_tokens);
         if n_logits == 0 {

@@ -2,7 +2,7 @@
 
 use super::kv_cache::KvCache;
 use crate::ops::{self, Cx, Linear, Norm};
-use crate::tensor::Loader;
+use crate::tensor::{Loader, Weight};
 use crate::{Result, bail};
 use mmq_kernels::Attention;
 
@@ -21,6 +21,17 @@ pub struct Shape {
     pub n_ff: usize,
     /// Epsilon of the norms.
     pub eps: f32,
+}
+
+impl Shape {
+    /// Bytes of the buffers that a pass of `n_tokens` through layers of this shape takes: embeddings, queries, keys, values,
+    /// what attention and the gated unit give, and the inputs of products in 8 bits.
+    pub fn scratch(&self, n_tokens: usize) -> usize {
+        let (q, kv) = (self.n_head * self.head_dim, self.n_head_kv * self.head_dim);
+        let floats = self.n_embd + 2 * q + 2 * kv + self.n_ff + self.head_dim;
+        let widest = self.n_ff.max(self.n_embd).max(q);
+        n_tokens * (4 * floats + ops::rounded_bytes(widest))
+    }
 }
 
 /// A layer's weights.
@@ -71,6 +82,12 @@ impl DecoderLayer {
             ffn_up: linear("ffn_up", s.n_ff, s.n_embd)?,
             ffn_down: linear("ffn_down", s.n_embd, s.n_ff)?,
         })
+    }
+
+    /// Its matrices.
+    pub fn matrices(&self) -> impl Iterator<Item = &Weight> {
+        let attn = [&self.attn_q, &self.attn_k, &self.attn_v, &self.attn_output];
+        attn.into_iter().chain([&self.ffn_gate, &self.ffn_up, &self.ffn_down]).map(|linear| &linear.weight)
     }
 
     /// Takes the residual stream `x: [n_tokens, n_embd]` through layer `il`; the new tokens' keys and values are added to
@@ -124,5 +141,23 @@ impl DecoderLayer {
         ops::gated(cx, x, norm, &self.ffn_gate, &self.ffn_up, &mut b.gate);
         ops::linear_add_traced(cx, &b.gate, &self.ffn_down, x, || format!("blk.{il}.ffn_out"));
         cx.trace(|| format!("blk.{il}.out"), x);
+    }
+}
+
+/// Layers that stream through memory: before layer `il` is at work the system is told to read the next ahead, and after it
+/// [`given_back`]. The first `n_resident` stay.
+pub fn read_ahead(layers: &[DecoderLayer], il: usize, n_resident: usize) {
+    let streaming = |il: &usize| *il >= n_resident;
+    // Behind the last comes the first that streams, for the next pass.
+    let next = Some(il + 1).filter(|next| *next < layers.len()).unwrap_or(n_resident);
+    if let Some(layer) = layers.get(next).filter(|_| streaming(&next)) {
+        layer.matrices().for_each(Weight::read_ahead);
+    }
+}
+
+/// Gives the pages of layer `il` back, unless it is one of the first `n_resident`.
+pub fn give_back(layers: &[DecoderLayer], il: usize, n_resident: usize) {
+    if il >= n_resident {
+        layers[il].matrices().for_each(Weight::give_back);
     }
 }

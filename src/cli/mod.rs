@@ -8,6 +8,7 @@ mod imatrix;
 mod inspect;
 mod pack;
 mod perplexity;
+mod plan;
 mod quantize;
 mod reading;
 mod rows;
@@ -38,6 +39,7 @@ enum Command {
     Run(Box<run::Args>),
     Bench(Box<bench::Args>),
     Perplexity(Box<perplexity::Args>),
+    Plan(Box<plan::Args>),
     Convert(convert::Args),
     Imatrix(Box<imatrix::Args>),
     Inspect(inspect::Args),
@@ -78,6 +80,7 @@ fn spell_out(command: &clap::Command, arguments: Vec<OsString>) -> Result<argume
         "bench" => arguments::BENCH,
         "perplexity" => arguments::PERPLEXITY,
         "imatrix" => arguments::IMATRIX,
+        "plan" => arguments::RUN,
         _ => return Ok(arguments::Spelled { arguments, notes: Vec::new() }),
     };
     let subcommand = command.find_subcommand(first).expect("it is a subcommand");
@@ -109,6 +112,7 @@ fn start(matches: &ArgMatches, notes: Vec<String>) -> Result<()> {
         Command::Run(args) => run::run(&args, &notes),
         Command::Bench(args) => bench::run(&args, &notes),
         Command::Perplexity(args) => perplexity::run(&args, &notes),
+        Command::Plan(args) => plan::run(&args, &notes),
         Command::Convert(args) => convert::run(&args),
         Command::Imatrix(args) => imatrix::run(&args, &notes),
         Command::Inspect(args) => inspect::run(&args),

@@ -5,7 +5,7 @@ use super::edge::{Result, usage};
 use super::error::Failure;
 use super::task::{Level, Phase, Task};
 use crate::media::Image;
-use crate::pipelines::{EncodedImage, Finish, Generation, Session};
+use crate::pipelines::{Conversation, EncodedImage, Finish, Generation, Session};
 use crate::text::template::{IMAGE_MARKER, Message};
 use crate::text::{self};
 use std::ops::ControlFlow;
@@ -71,6 +71,19 @@ pub(super) enum Part {
     Encoded(Arc<EncodedImage>),
 }
 
+impl Turn {
+    /// Its text, with markers for its pictures.
+    fn content(&self) -> String {
+        self.parts.iter().map(|part| if let Part::Text(text) = part { text.as_str() } else { IMAGE_MARKER }).collect()
+    }
+}
+
+impl Part {
+    fn encoded(&self) -> Option<&Arc<EncodedImage>> {
+        if let Part::Encoded(encoded) = self { Some(encoded) } else { None }
+    }
+}
+
 pub(super) struct Chat {
     pub session: Session,
     generation: Generation,
@@ -91,7 +104,9 @@ impl Chat {
         if let Part::Text(text) = &part
             && text.contains(IMAGE_MARKER)
         {
-            return Err(usage(format!("the text has {IMAGE_MARKER} in it, which stands for a picture: add one instead")));
+            return Err(usage(format!(
+                "the text has {IMAGE_MARKER} in it, which stands for a picture: add one instead"
+            )));
         }
         let raw = |role| role == Role::Raw;
         if self.turns.first().is_some_and(|first| raw(first.role) != raw(role)) {
@@ -116,24 +131,25 @@ impl Chat {
         self.turns.first().is_some_and(|turn| turn.role == Role::Raw)
     }
 
-    /// The text of the prompt, with markers for its pictures.
-    fn text(&self) -> Result<String> {
+    /// An error unless there is something to answer.
+    fn check(&self) -> Result<()> {
         let Some(last) = self.turns.last() else {
             return Err(usage("the session is empty: add a text or a picture first".into()));
         };
         if last.role == Role::Says(text::Role::Assistant) {
             return Err(usage("the last message is the assistant's: add one of the user's first".into()));
         }
-        let write = |part: &Part| match part {
-            Part::Text(text) => text.clone(),
-            Part::Picture(_) | Part::Encoded(_) => IMAGE_MARKER.to_owned(),
-        };
-        let content = |turn: &Turn| turn.parts.iter().map(write).collect::<String>();
+        Ok(())
+    }
+
+    /// The text of the prompt, with markers for its pictures.
+    fn text(&self) -> Result<String> {
+        self.check()?;
         let mut messages = Vec::new();
         for turn in &self.turns {
             match turn.role {
-                Role::Raw => return Ok(content(turn)),
-                Role::Says(role) => messages.push(Message { role, content: content(turn) }),
+                Role::Raw => return Ok(turn.content()),
+                Role::Says(role) => messages.push(Message { role, content: turn.content() }),
             }
         }
         Ok(self.session.engine().chat_text(&messages)?)
@@ -160,12 +176,11 @@ impl Chat {
 
     /// Encodes the pictures that are not encoded yet, and reads the prompt.
     pub fn prefill(&mut self, task: &Task) -> Result<()> {
+        self.check()?;
         let engine = self.session.engine().clone();
-        let text = self.text()?;
         let n = self.parts().filter(|part| matches!(part, Part::Picture(_))).count();
         let mut show = task.progress(Phase::Encode);
         let mut n_done = 0;
-        let mut images = Vec::new();
         for part in self.parts() {
             if let Part::Picture(image) = part {
                 let mut progress = |done: f32| show((n_done as f32 + done) / n as f32);
@@ -173,16 +188,38 @@ impl Chat {
                 n_done += 1;
                 show(n_done as f32 / n as f32);
             }
-            if let Part::Encoded(encoded) = part {
-                images.push(encoded.clone());
+        }
+        engine.take_warnings().into_iter().for_each(|text| task.log(Level::Warning, || text));
+        let mut conversation = Conversation::default();
+        let mut raw = None;
+        for turn in &self.turns {
+            let images: Vec<_> = turn.parts.iter().filter_map(Part::encoded).cloned().collect();
+            match turn.role {
+                Role::Raw => raw = Some((turn.content(), images)),
+                Role::Says(role) => conversation.push(Message { role, content: turn.content() }, &images)?,
             }
         }
-        let prompt = task.cancel.guard(|| engine.prompt(&text, &images))?;
         self.session.set_cancel(&task.cancel);
         let mut show = task.progress(Phase::Prefill);
-        self.n_read = self.session.sync(&prompt, Some(&mut show))?;
+        let n_dropped = self.session.n_dropped();
+        self.n_read = task.cancel.guard(|| match raw {
+            Some((text, images)) => self.session.sync(&engine.prompt(&text, &images)?, Some(&mut show)),
+            None => self.session.chat(&conversation, Some(&mut show)),
+        })?;
         show(1.0);
+        self.follow(n_dropped, task);
         Ok(())
+    }
+
+    /// Lets the turns go that have left the session since it had dropped `n` of them.
+    fn follow(&mut self, n: usize, task: &Task) {
+        let starts = |turn: &Turn| turn.role == Role::Says(text::Role::User);
+        for _ in n..self.session.n_dropped() {
+            let Some(first) = self.turns.iter().position(starts) else { return };
+            let Some(n) = self.turns[first + 1..].iter().position(starts) else { return };
+            self.turns.drain(first..=first + n);
+            task.log(Level::Info, || "the oldest turn has left the context".into());
+        }
     }
 
     /// Reads the prompt and answers. The answer becomes a message.
@@ -197,6 +234,7 @@ impl Chat {
             generation.stop.extend_from_slice(self.session.engine().template().stop_strings());
         }
         let mut answer = String::new();
+        let n_dropped = self.session.n_dropped();
         let made = self.session.generate(&generation, &mut |text| {
             // The space that SentencePiece puts in front of an answer is no part of it.
             let text = if raw || !answer.is_empty() { text } else { text.trim_start() };
@@ -204,6 +242,7 @@ impl Chat {
             if text.is_empty() { ControlFlow::Continue(()) } else { on_text(text) }
         })?;
         self.n_answer = made.tokens.len();
+        self.follow(n_dropped, task);
         let cancelled = made.finish == Finish::Cancelled && task.cancel.is_cancelled();
         if !(cancelled && answer.is_empty()) {
             let role = if raw { Role::Raw } else { Role::Says(text::Role::Assistant) };

@@ -249,6 +249,21 @@ pub unsafe extern "C" fn mmq_engine_free(engine: *mut mmq_engine) {
 /// # Safety
 /// As `mmq.h` says.
 #[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmq_engine_trim(engine: *const mmq_engine) {
+    // SAFETY: the caller's promise.
+    if let Some(engine) = unsafe { engine.as_ref() } {
+        let _ = edge::quietly(|| {
+            engine.engine.trim();
+            Ok(())
+        });
+    }
+}
+
+/// See `mmq.h`.
+///
+/// # Safety
+/// As `mmq.h` says.
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmq_engine_describe(engine: *const mmq_engine) -> *const c_char {
     // SAFETY: the caller's promise.
     unsafe { engine.as_ref() }.map_or(c"".as_ptr(), |engine| engine.description.as_ptr())

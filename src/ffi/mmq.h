@@ -132,10 +132,17 @@ typedef struct mmq_engine mmq_engine;
  *   image-tokens      most tokens of a picture; 0: as many as the model makes
  *   image-tokens-by   how they are made fewer: saliency, coverage or downsample
  *   chat-template     name of a built-in one, or Jinja text; otherwise the model's own
- *   image-fit         crop, pad, squash or anyres; image-filter: bicubic, bilinear, lanczos or box */
+ *   image-fit         crop, pad, squash or anyres; image-filter: bicubic, bilinear, lanczos or box
+ *   image-cache       a folder of their own for encoded pictures, so that they are not encoded again; image-cache-size: most
+ *                     bytes in it (1073741824); image-cache-memory: most bytes of them in memory (134217728)
+ *   power             low, balanced or fast: how much of the processor is used
+ *   release-vision    true: the vision encoder leaves memory after each picture
+ *   resident-layers   so many layers stay in memory, the others are read from the file each time */
 mmq_status mmq_engine_open(const mmq_file *model, const mmq_file *mmproj, const mmq_option *options, size_t n_options,
                            const mmq_task *task, mmq_engine **engine, mmq_error **error);
 void mmq_engine_free(mmq_engine *engine);
+/* Frees memory that can be had again: call it when the system is short of it. Sessions go on as before. */
+void mmq_engine_trim(const mmq_engine *engine);
 /* What it is, in a few words; lives as long as the engine. */
 const char *mmq_engine_describe(const mmq_engine *engine);
 /* Keys: has_vision, n_bytes, n_ctx_train, n_embd, n_params, n_threads, n_vocab. */
@@ -179,6 +186,7 @@ typedef struct mmq_session mmq_session;
 
 /* Options:
  *   ctx-size          most tokens in the context; 0: as many as the model was trained with
+ *   context-shift     true: when the context is full, whole oldest turns leave, pictures included; false: the answer ends
  *   ubatch-size       most tokens that go through the model at once (512)
  *   cache-type-k, -v  f16, f32, q8_0 or q4_0
  *   predict           most tokens of an answer; -1: until the model ends it
@@ -223,6 +231,12 @@ mmq_status mmq_session_generate(mmq_session *session, const mmq_task *task, mmq_
 /* Forgets all but the first `n_messages` messages: 0 to begin anew, one less to answer again. What the model has read of those
  * that stay is not read again. */
 mmq_status mmq_session_truncate(mmq_session *session, size_t n_messages, mmq_error **error);
+/* Frees buffers that can be had again. */
+mmq_status mmq_session_trim(mmq_session *session, mmq_error **error);
+/* Keeps what the session has read in a file, pictures included, and takes it up again, with the same model: when the same
+ * messages are added, what the file holds is not read again. A damaged file, or another model's, is an error. */
+mmq_status mmq_session_save(mmq_session *session, const char *path, mmq_error **error);
+mmq_status mmq_session_restore(mmq_session *session, const char *path, mmq_error **error);
 /* Keys: n_ctx, n_messages, n_past (positions in use), seed; of the last answer n_read (tokens that had to be read) and
  * n_answer (tokens made). */
 mmq_status mmq_session_get(mmq_session *session, const char *key, int64_t *value, mmq_error **error);

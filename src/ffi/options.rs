@@ -3,7 +3,7 @@
 use super::edge::{self, Result, usage};
 use crate::media::Filter;
 use crate::pipelines::{
-    EngineOptions, Generation, ImageTokens, KvType, LoadMode, Precision, Reduction, SessionOptions,
+    EngineOptions, Generation, ImageTokens, KvType, LoadMode, Overflow, Power, Precision, Reduction, SessionOptions,
 };
 use crate::text::{SamplerKind, SamplerParams};
 use std::ffi::c_char;
@@ -25,7 +25,8 @@ pub(super) unsafe fn pairs<'a>(options: *const mmq_option, n: usize) -> Result<V
     // SAFETY: the caller of the C function gives `n` options of two texts each.
     unsafe {
         let options = edge::slice("options", options, n)?;
-        let pair = |o: &mmq_option| Ok((edge::text("an option's key", o.key)?, edge::text("an option's value", o.value)?));
+        let pair =
+            |o: &mmq_option| Ok((edge::text("an option's key", o.key)?, edge::text("an option's value", o.value)?));
         options.iter().map(pair).collect()
     }
 }
@@ -57,6 +58,12 @@ const ENGINE_KEYS: &[&str] = &[
     "chat-template",
     "image-fit",
     "image-filter",
+    "image-cache",
+    "image-cache-size",
+    "image-cache-memory",
+    "power",
+    "release-vision",
+    "resident-layers",
 ];
 
 /// The options of `mmq_engine_open`.
@@ -83,6 +90,12 @@ pub(super) fn engine(pairs: &[(&str, &str)]) -> Result<EngineOptions> {
                 let expected = "bicubic, bilinear, lanczos or box";
                 options.image_filter = Some(parse(key, value, expected, |_: &Filter| true)?);
             }
+            "image-cache" => options.image_cache.dir = Some(value.into()),
+            "image-cache-size" => options.image_cache.dir_bytes = parse(key, value, "bytes", |_: &u64| true)?,
+            "image-cache-memory" => options.image_cache.n_bytes = parse(key, value, "bytes", |_: &usize| true)?,
+            "power" => options.power = power(key, value)?,
+            "release-vision" => options.release_vision = parse(key, value, "true or false", |_: &bool| true)?,
+            "resident-layers" => options.resident_layers = Some(count(key, value)?),
             _ => return Err(unknown(key, ENGINE_KEYS)),
         }
     }
@@ -91,6 +104,11 @@ pub(super) fn engine(pairs: &[(&str, &str)]) -> Result<EngineOptions> {
     }
     options.image_tokens = n_image.map(|n| ImageTokens { n, by: by.unwrap_or_default() });
     Ok(options)
+}
+
+fn power(key: &str, value: &str) -> Result<Power> {
+    let found = Power::NAMES.into_iter().find_map(|(name, power)| (name == value).then_some(power));
+    found.ok_or_else(|| usage(format!("option {key:?}: expected low, balanced or fast, got {value:?}")))
 }
 
 /// A knob of the sampler that is a number.
@@ -129,6 +147,7 @@ const WHOLE_KNOBS: &[WholeKnob] = &[
 
 const SESSION_KEYS: &[&str] = &[
     "ctx-size",
+    "context-shift",
     "ubatch-size",
     "cache-type-k",
     "cache-type-v",
@@ -151,6 +170,10 @@ pub(super) fn session(pairs: &[(&str, &str)]) -> Result<(SessionOptions, Generat
         let sampler = &mut options.sampler;
         match key {
             "ctx-size" => options.n_ctx = count(key, value)?,
+            "context-shift" => {
+                let shift = parse(key, value, "true or false", |_: &bool| true)?;
+                options.overflow = if shift { Overflow::DropOldest } else { Overflow::Stop };
+            }
             "ubatch-size" => options.n_ubatch = count(key, value)?,
             "cache-type-k" => options.cache_type_k = kv_type(key, value)?,
             "cache-type-v" => options.cache_type_v = kv_type(key, value)?,

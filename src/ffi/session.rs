@@ -259,3 +259,58 @@ pub unsafe extern "C" fn mmq_session_get(
         })
     }
 }
+
+/// See `mmq.h`.
+///
+/// # Safety
+/// As `mmq.h` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmq_session_trim(session: *mut mmq_session, error: *mut *mut mmq_error) -> mmq_status {
+    // SAFETY: the caller's pointers, as `mmq.h` says.
+    unsafe {
+        edge::run(error, || {
+            edge::object("session", session)?.with(|chat| {
+                chat.session.trim();
+                Ok(())
+            })
+        })
+    }
+}
+
+/// See `mmq.h`.
+///
+/// # Safety
+/// As `mmq.h` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmq_session_save(
+    session: *mut mmq_session,
+    path: *const c_char,
+    error: *mut *mut mmq_error,
+) -> mmq_status {
+    // SAFETY: the caller's pointers, as `mmq.h` says.
+    unsafe {
+        edge::run(error, || {
+            let (session, path) = (edge::object("session", session)?, edge::text("path", path)?);
+            session.with(|chat| Ok(chat.session.save(path.as_ref())?))
+        })
+    }
+}
+
+/// See `mmq.h`.
+///
+/// # Safety
+/// As `mmq.h` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmq_session_restore(
+    session: *mut mmq_session,
+    path: *const c_char,
+    error: *mut *mut mmq_error,
+) -> mmq_status {
+    // SAFETY: the caller's pointers, as `mmq.h` says.
+    unsafe {
+        edge::run(error, || {
+            let (session, path) = (edge::object("session", session)?, edge::text("path", path)?);
+            session.with(|chat| Ok(chat.session.restore(path.as_ref())?))
+        })
+    }
+}

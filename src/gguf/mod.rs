@@ -6,6 +6,7 @@
 
 mod metadata;
 mod mmap;
+mod origin;
 mod packed;
 mod reader;
 mod sniff;
@@ -14,6 +15,7 @@ mod value;
 mod writer;
 
 pub use metadata::Metadata;
+pub use origin::Origin;
 pub use split::{SPLIT_KEYS, shard_path};
 pub use value::{Array, Value};
 pub(crate) use writer::replace;
@@ -175,8 +177,8 @@ impl std::fmt::Debug for Bytes {
     }
 }
 
-/// An opened model: one file, or the shards of a split one.
-#[derive(Debug)]
+/// An opened model: one file, or the shards of a split one. Cloning copies metadata, but no weights.
+#[derive(Clone, Debug)]
 pub struct Gguf {
     path: Option<PathBuf>,
     version: u32,

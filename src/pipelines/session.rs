@@ -1,7 +1,8 @@
 //! One timeline on a model: its cache, its position, its sampler.
 
-use super::engine::Engine;
-use super::prompt::{Piece, Prompt, Slot};
+use super::conversation::Conversation;
+use super::engine::{Engine, rising};
+use super::prompt::{EncodedImage, Piece, Prompt, Slot};
 use crate::architectures::Logits;
 use crate::blocks::kv_cache::{KvCache, KvType, KvTypes};
 use crate::ops::{Collector, Cx, Trace};
@@ -26,6 +27,20 @@ pub struct SessionOptions {
     pub cache_type_v: KvType,
     /// How tokens are chosen.
     pub sampler: SamplerParams,
+    /// What happens when the context is full.
+    pub overflow: Overflow,
+}
+
+/// What happens when the context is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Overflow {
+    /// A prompt that does not fit is refused, and an answer ends.
+    #[default]
+    Stop,
+    /// Of a [`Conversation`], whole oldest turns leave with their pictures until a quarter of the context is free; the
+    /// system's message and the last turn stay. Where there is no older turn, or no conversation, the older part of the
+    /// answer leaves; the prompt stays. What is left then goes through the model as if nothing had been before it.
+    DropOldest,
 }
 
 impl Default for SessionOptions {
@@ -36,6 +51,7 @@ impl Default for SessionOptions {
             cache_type_k: KvType::F16,
             cache_type_v: KvType::F16,
             sampler: SamplerParams::default(),
+            overflow: Overflow::Stop,
         }
     }
 }
@@ -104,12 +120,21 @@ pub struct Answer {
 /// One mutable timeline: the tokens and pictures so far, their keys and values, and the sampler.
 pub struct Session {
     engine: Arc<Engine>,
-    cache: KvCache,
-    timeline: Vec<Slot>,
-    logits: Vec<f32>,
+    pub(super) cache: KvCache,
+    pub(super) timeline: Vec<Slot>,
+    pub(super) logits: Vec<f32>,
     /// Chosen, but not yet through the model.
-    pending: Option<u32>,
-    sampler: Sampler,
+    pub(super) pending: Option<u32>,
+    pub(super) sampler: Sampler,
+    /// The pictures of the last prompt.
+    pub(super) images: Vec<Arc<EncodedImage>>,
+    /// Positions of the last prompt; an answer follows.
+    pub(super) n_prompt: usize,
+    /// What the last prompt was written from.
+    pub(super) conversation: Option<Conversation>,
+    overflow: Overflow,
+    /// Turns that have left.
+    n_dropped: usize,
     activations: Activations,
     n_ubatch: usize,
     cancel: Cancel,
@@ -133,6 +158,11 @@ impl Session {
             logits: Vec::new(),
             pending: None,
             sampler: Sampler::new(&options.sampler, &engine.tokenizer)?,
+            images: Vec::new(),
+            n_prompt: 0,
+            conversation: None,
+            overflow: options.overflow,
+            n_dropped: 0,
             activations: Activations::default(),
             n_ubatch: options.n_ubatch,
             cancel: cancel.clone(),
@@ -166,6 +196,25 @@ impl Session {
         self.sampler.seed()
     }
 
+    /// Chooses tokens by other parameters from now on; the new sampler begins anew, with the tokens of the next prompt.
+    ///
+    /// # Errors
+    /// Parameters that make no sense.
+    pub fn set_sampler(&mut self, params: &SamplerParams) -> Result<()> {
+        self.sampler = Sampler::new(params, &self.engine.tokenizer)?;
+        Ok(())
+    }
+
+    /// Turns that have left because the context was full ([`Overflow::DropOldest`]).
+    pub fn n_dropped(&self) -> usize {
+        self.n_dropped
+    }
+
+    /// Frees the buffers of the work so far; what comes next makes them anew.
+    pub fn trim(&mut self) {
+        self.activations = Activations::default();
+    }
+
     /// Logits after the last token: `[n_vocab]`; empty before the first [`Session::sync`].
     pub fn logits(&self) -> &[f32] {
         &self.logits
@@ -176,14 +225,56 @@ impl Session {
     ///
     /// # Errors
     /// A prompt that is empty, longer than the context or of unknown tokens; the session's [`Cancel`].
-    pub fn sync(&mut self, prompt: &Prompt, mut progress: Option<&mut dyn FnMut(f32)>) -> Result<usize> {
+    pub fn sync(&mut self, prompt: &Prompt, progress: Option<&mut dyn FnMut(f32)>) -> Result<usize> {
+        let n = self.bring(prompt, progress)?;
+        self.conversation = None;
+        self.remember(prompt);
+        Ok(n)
+    }
+
+    /// [`Session::sync`] with what the chat template writes of `conversation`. With [`Overflow::DropOldest`], its oldest
+    /// turns leave if it does not fit; [`Session::n_dropped`] counts them.
+    ///
+    /// # Errors
+    /// As [`Session::sync`]; a template that cannot be applied.
+    pub fn chat(&mut self, conversation: &Conversation, progress: Option<&mut dyn FnMut(f32)>) -> Result<usize> {
+        let mut conversation = conversation.clone();
+        let mut prompt = conversation.prompt(&self.engine)?;
+        let too_long = prompt.n_tokens() >= self.n_ctx();
+        while self.overflow == Overflow::DropOldest
+            && too_long
+            && prompt.n_tokens() > self.n_kept()
+            && conversation.drop_oldest_turn()
+        {
+            self.n_dropped += 1;
+            prompt = conversation.prompt(&self.engine)?;
+        }
+        let n = self.bring(&prompt, progress)?;
+        self.conversation = Some(conversation);
+        self.remember(&prompt);
+        Ok(n)
+    }
+
+    /// Lets the sampler begin with the tokens of a prompt.
+    fn remember(&mut self, prompt: &Prompt) {
+        self.sampler.forget();
+        for piece in &prompt.pieces {
+            if let Piece::Tokens(tokens) = piece {
+                tokens.iter().for_each(|token| self.sampler.accept(*token));
+            }
+        }
+    }
+
+    /// Brings the cache and the timeline to `prompt`, and returns how many tokens went through the model.
+    fn bring(&mut self, prompt: &Prompt, progress: Option<&mut dyn FnMut(f32)>) -> Result<usize> {
+        let mut progress = rising(progress);
         let slots = self.check(prompt)?;
         // The last token always runs again: its logits are wanted.
         let common = self.timeline.iter().zip(&slots).take_while(|(a, b)| a == b).count().min(slots.len() - 1);
-        self.cache.truncate(common);
-        self.timeline.truncate(common);
-        self.pending = None;
-        self.logits.clear();
+        self.truncate(common);
+        let images = prompt.pieces.iter().filter_map(|p| if let Piece::Image(image) = p { Some(image) } else { None });
+        self.images = images.cloned().collect();
+        self.n_prompt = slots.len();
 
         let total = slots.len() - common;
         while self.timeline.len() < slots.len() {
@@ -192,20 +283,70 @@ impl Session {
             let mut x = self.embed(prompt, start, end);
             let which = if end == slots.len() { Logits::Last } else { Logits::None };
             let mut report = |done: f32| {
-                if let Some(progress) = &mut progress {
-                    progress(((start - common) as f32 + done * (end - start) as f32) / total as f32);
-                }
+                progress(((start - common) as f32 + done * (end - start) as f32) / total as f32);
             };
             self.forward(&mut x, which, None, Some(&mut report))?;
             self.timeline.extend_from_slice(&slots[start..end]);
         }
-        self.sampler.forget();
-        for slot in &slots {
-            if let Slot::Token(token) = slot {
-                self.sampler.accept(*token);
+        Ok(total)
+    }
+
+    /// Positions that may be taken after turns have left: three quarters of the context.
+    fn n_kept(&self) -> usize {
+        self.n_ctx() - self.n_ctx().div_ceil(4)
+    }
+
+    /// Makes room in a full context as [`Overflow`] says; false if it says to stop, or if nothing may leave. The token that was
+    /// chosen last still waits.
+    fn make_room(&mut self) -> Result<bool> {
+        if self.overflow == Overflow::Stop {
+            return Ok(false);
+        }
+        let (_, answer) = self.timeline.split_at(self.n_prompt.min(self.timeline.len()));
+        let answer: Vec<u32> =
+            answer.iter().filter_map(|slot| if let Slot::Token(token) = slot { Some(*token) } else { None }).collect();
+        let mut conversation = self.conversation.clone();
+        let mut prompt = self.prompt_so_far();
+        let mut n_dropped = 0;
+        while prompt.n_tokens() + answer.len() > self.n_kept()
+            && conversation.as_mut().is_some_and(Conversation::drop_oldest_turn)
+        {
+            n_dropped += 1;
+            if let Some(conversation) = &conversation {
+                prompt = conversation.prompt(&self.engine)?;
             }
         }
-        Ok(total)
+        let n_prompt = prompt.n_tokens();
+        // The newer half of the answer, if not even all of it can stay.
+        let room = self.n_kept().saturating_sub(n_prompt);
+        let n = if answer.len() <= room { answer.len() } else { room.min(answer.len() / 2) };
+        if n_prompt + n >= self.n_ctx() {
+            return Ok(false);
+        }
+        if n > 0 {
+            prompt.pieces.push(Piece::Tokens(answer[answer.len() - n..].to_vec()));
+        }
+        let pending = self.pending;
+        self.bring(&prompt, None)?;
+        (self.n_prompt, self.pending, self.conversation) = (n_prompt, pending, conversation);
+        self.n_dropped += n_dropped;
+        Ok(true)
+    }
+
+    /// The last prompt again, from the timeline.
+    fn prompt_so_far(&self) -> Prompt {
+        let mut prompt = Prompt::default();
+        for slot in &self.timeline[..self.n_prompt.min(self.timeline.len())] {
+            match (*slot, prompt.pieces.last_mut()) {
+                (Slot::Token(token), Some(Piece::Tokens(tokens))) => tokens.push(token),
+                (Slot::Token(token), _) => prompt.pieces.push(Piece::Tokens(vec![token])),
+                (Slot::Image { id, row: 0 }, _) => {
+                    prompt.pieces.extend(self.images.iter().find(|i| i.id() == id).cloned().map(Piece::Image));
+                }
+                (Slot::Image { .. }, _) => {}
+            }
+        }
+        prompt
     }
 
     /// The slots of a prompt that this session can take.
@@ -273,6 +414,7 @@ impl Session {
     pub fn truncate(&mut self, n: usize) {
         self.cache.truncate(n);
         self.timeline.truncate(n);
+        self.n_prompt = self.n_prompt.min(n);
         self.pending = None;
         self.logits.clear();
     }
@@ -351,6 +493,7 @@ impl Session {
         cx.trace = trace;
         cx.progress = progress;
         cx.collector = self.collector.as_mut();
+        cx.n_resident = self.engine.resident_layers;
         let (text, cache, logits) = (&self.engine.text, &mut self.cache, &mut self.logits);
         let done = self.cancel.guard(|| text.forward(&mut cx, x, cache, which, logits));
         if done.is_err() {
@@ -369,7 +512,7 @@ impl Session {
             bail!(Usage, "the session has no prompt to go on from");
         }
         if let Some(token) = self.pending {
-            if self.cache.len() == self.n_ctx() {
+            if self.cache.len() == self.n_ctx() && !self.make_room()? {
                 bail!(ContextFull, "the context of {} tokens is full: raise -c to go on", self.n_ctx());
             }
             let mut x = Vec::new();

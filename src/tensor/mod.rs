@@ -9,6 +9,7 @@ use crate::{Dtype, Error, Result, bail};
 use mmq_kernels::panel::PANEL_ROWS;
 use mmq_kernels::{Layout, Weights, interleave, kernels};
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What a vision encoder and its projector compute with.
@@ -21,6 +22,13 @@ pub enum Precision {
     F32,
     /// Float weights are rounded to 8 bits in blocks of 32 (Q8_0) at load, and multiply activations rounded likewise.
     Int8,
+}
+
+impl Precision {
+    /// Whether a vision encoder's matrix of `dtype` and rows of `n_cols` is rounded to 8 bits at load.
+    pub fn rounds(self, dtype: Dtype, n_cols: usize) -> bool {
+        self != Precision::F32 && dtype.is_float() && n_cols.is_multiple_of(32)
+    }
 }
 
 impl std::str::FromStr for Precision {
@@ -45,8 +53,19 @@ pub struct Loading<'a> {
     pub vision: Precision,
     /// Whether matrices are interleaved, or multiplied with as they are stored.
     pub repack: bool,
-    /// Where the names of the matrices that are asked for are noted.
-    pub noted: Option<&'a RefCell<Vec<String>>>,
+    /// Where the names of the tensors that are asked for are noted.
+    pub noted: Option<&'a RefCell<Noted>>,
+}
+
+/// Names of tensors that a model asks for, by what becomes of them.
+#[derive(Clone, Debug, Default)]
+pub struct Noted {
+    /// Multiplied with.
+    pub matrices: Vec<String>,
+    /// Looked up row by row.
+    pub tables: Vec<String>,
+    /// Made floats at load.
+    pub vectors: Vec<String>,
 }
 
 /// A matrix of any runnable type: `[n_rows, n_cols]`, rows are output features. Left where it is stored, or made at load.
@@ -84,6 +103,16 @@ impl Weight {
     /// The matrix as kernels take it.
     pub fn view(&self) -> Weights<'_> {
         Weights { dtype: self.dtype, layout: self.layout, n_rows: self.n_rows, n_cols: self.n_cols, data: &self.bytes }
+    }
+
+    /// Tells the system that it will be read soon, where it lies in a mapped file.
+    pub fn read_ahead(&self) {
+        self.bytes.read_ahead(0..self.bytes.len());
+    }
+
+    /// Tells the system that it will not be read soon, where it lies in a mapped file.
+    pub fn give_back(&self) {
+        self.bytes.give_back(0..self.bytes.len());
     }
 
     /// Expands row `i` into `out: [n_cols]`.
@@ -134,9 +163,13 @@ impl<'a> Loader<'a> {
     /// A tensor that is missing, of another shape or of a type without kernels; [`Loading::prepare`] that is cancelled or
     /// finds no memory.
     pub fn weight(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
-        let stored = self.matrix(name, n_rows, n_cols)?;
+        self.prepared(self.matrix(name, n_rows, n_cols)?)
+    }
+
+    /// A stored matrix in the layout that is asked for.
+    fn prepared(&self, stored: Weight) -> Result<Weight> {
         match self.loading.prepare {
-            Some(prepare) if self.loading.repack && stored.layout == Layout::Rows && n_rows >= PANEL_ROWS => {
+            Some(prepare) if self.loading.repack && stored.layout == Layout::Rows && stored.n_rows >= PANEL_ROWS => {
                 prepare.interleave(&stored)
             }
             _ => Ok(stored),
@@ -145,11 +178,19 @@ impl<'a> Loader<'a> {
 
     /// A matrix that is multiplied with, as it is stored.
     fn matrix(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
-        let stored = self.table(name, n_rows, n_cols)?;
-        if let Some(noted) = self.loading.noted {
-            noted.borrow_mut().push(name.to_owned());
-        }
+        let stored = self.as_matrix(name, n_rows, n_cols)?;
+        self.note(name, |noted| &mut noted.matrices);
         Ok(stored)
+    }
+
+    fn note(&self, name: &str, list: impl Fn(&mut Noted) -> &mut Vec<String>) {
+        if let Some(noted) = self.loading.noted {
+            let mut noted = noted.borrow_mut();
+            let list = list(&mut noted);
+            if list.last().is_none_or(|last| last != name) {
+                list.push(name.to_owned());
+            }
+        }
     }
 
     /// A matrix `[n_rows, n_cols]` whose rows are looked up one by one: it stays where it is stored.
@@ -157,6 +198,12 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// A tensor that is missing, of another shape or of a type without kernels.
     pub fn table(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
+        self.note(name, |noted| &mut noted.tables);
+        self.as_matrix(name, n_rows, n_cols)
+    }
+
+    /// A tensor as a matrix `[n_rows, n_cols]`, where it is stored.
+    fn as_matrix(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
         let info = self.info(name)?;
         let (rows, cols) = match info.shape.as_slice() {
             [] => (1, 1),
@@ -187,14 +234,30 @@ impl<'a> Loader<'a> {
     /// As [`Loader::weight`], for a layer of a vision encoder or projector: in [`Loading::vision`] precision. Rows that are no
     /// multiple of 32 long stay float.
     pub fn vision_weight(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
-        let is_float = self.info(name)?.dtype.is_float();
-        match self.loading {
-            Loading { prepare: Some(prepare), vision: Precision::Auto | Precision::Int8, .. }
-                if is_float && n_cols.is_multiple_of(32) =>
-            {
-                prepare.round(&self.matrix(name, n_rows, n_cols)?)
-            }
-            _ => self.weight(name, n_rows, n_cols),
+        self.for_vision(self.matrix(name, n_rows, n_cols)?)
+    }
+
+    /// Rows `part` of a matrix `[n_rows, n_cols]`, as [`Loader::vision_weight`] would load them.
+    ///
+    /// # Errors
+    /// As there; a part of a packed matrix that does not begin and end with a panel.
+    pub fn vision_weight_part(&self, name: &str, n_rows: usize, n_cols: usize, part: Range<usize>) -> Result<Weight> {
+        let whole = self.matrix(name, n_rows, n_cols)?;
+        let is_panels = |row: usize| row == n_rows || row.is_multiple_of(PANEL_ROWS);
+        if whole.layout == Layout::Panels && !(is_panels(part.start) && is_panels(part.end)) {
+            let file = self.gguf.name();
+            bail!(Unsupported, "{file}: tensor \"{name}\": rows {part:?} of a packed matrix are no whole panels");
+        }
+        let row_bytes = whole.bytes.len() / n_rows;
+        let bytes = whole.bytes.slice(part.start * row_bytes..part.end * row_bytes);
+        self.for_vision(Weight { n_rows: part.len(), bytes, ..whole })
+    }
+
+    /// A stored matrix in [`Loading::vision`] precision.
+    fn for_vision(&self, stored: Weight) -> Result<Weight> {
+        match self.loading.prepare {
+            Some(prepare) if self.loading.vision.rounds(stored.dtype, stored.n_cols) => prepare.round(&stored),
+            _ => self.prepared(stored),
         }
     }
 
@@ -215,13 +278,14 @@ impl<'a> Loader<'a> {
     /// All elements of a tensor as floats.
     pub fn floats(&self, info: &TensorInfo) -> Result<Vec<f32>> {
         self.check_runnable(info)?;
+        self.note(&info.name, |noted| &mut noted.vectors);
         let mut out = vec![0.0; info.n_elements()];
         if info.layout == Layout::Rows {
             (kernels().dequantize)(info.dtype, &self.gguf.bytes(info), &mut out);
         } else {
             let n_rows = info.shape[0];
             let n_cols = out.len() / n_rows;
-            let weight = self.table(&info.name, n_rows, n_cols)?;
+            let weight = self.as_matrix(&info.name, n_rows, n_cols)?;
             out.chunks_exact_mut(n_cols).enumerate().for_each(|(i, row)| weight.row(i, row));
         }
         Ok(out)

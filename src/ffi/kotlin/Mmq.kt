@@ -89,6 +89,9 @@ class Engine private constructor(pointer: Pointer) : Handle(pointer, C::mmq_engi
         made { out, error -> C.mmq_session_new(pointer, pairs(options.asList()), size(options.size), out, error) },
     )
 
+    /** Frees memory that can be had again: for `onTrimMemory`. */
+    fun trim() = C.mmq_engine_trim(pointer)
+
     /** A row of floats for each token of a picture. */
     suspend fun encode(image: Image, progress: Progress = { _, _ -> }): List<FloatArray> = watched(progress) { task ->
         val embedding = made { out, error -> C.mmq_engine_encode(pointer, image.pointer, task, out, error) }
@@ -247,6 +250,7 @@ private interface Functions : Library {
         error: PointerByReference,
     ): Int
     fun mmq_engine_free(engine: Pointer)
+    fun mmq_engine_trim(engine: Pointer)
     fun mmq_engine_describe(engine: Pointer): Pointer
     fun mmq_engine_get(engine: Pointer, key: String, value: LongByReference, error: PointerByReference): Int
     fun mmq_engine_count_image_tokens(
