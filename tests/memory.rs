@@ -58,8 +58,9 @@ fn plans_follow_what_is_wished_for() -> Result<()> {
 #[test]
 fn budgets_are_kept_or_refused_with_what_would_fit() {
     let planner = planner();
-    let free = planner.plan(&Wish::new(None)).unwrap();
-    let wish = |budget| Wish::new(Some(budget));
+    let wish = |budget| Wish { image_size: (64, 64), budget, ..Wish::new(None) };
+    let free = planner.plan(&wish(None)).unwrap();
+    let wish = |budget| wish(Some(budget));
     let same = planner.plan(&wish(free.peak)).unwrap();
     assert_eq!((same.n_ctx, same.n_ubatch, same.type_k), (free.n_ctx, free.n_ubatch, KvType::F16));
     let mut budget = free.peak;

@@ -71,6 +71,12 @@ pub(super) enum Part {
     Encoded(Arc<EncodedImage>),
 }
 
+/// A prompt that is to be read.
+enum Wanted {
+    Raw(String, Vec<Arc<EncodedImage>>),
+    Chat(Conversation),
+}
+
 impl Turn {
     /// Its text, with markers for its pictures.
     fn content(&self) -> String {
@@ -142,17 +148,20 @@ impl Chat {
         Ok(())
     }
 
-    /// The text of the prompt, with markers for its pictures.
-    fn text(&self) -> Result<String> {
-        self.check()?;
-        let mut messages = Vec::new();
+    /// The prompt, for which `encoded` gives each picture.
+    fn prompt(&self, encoded: &dyn Fn(&Part) -> Result<Option<Arc<EncodedImage>>>) -> Result<Wanted> {
+        let mut conversation = Conversation::default();
         for turn in &self.turns {
+            let mut images = Vec::new();
+            for part in &turn.parts {
+                images.extend(encoded(part)?);
+            }
             match turn.role {
-                Role::Raw => return Ok(turn.content()),
-                Role::Says(role) => messages.push(Message { role, content: turn.content() }),
+                Role::Raw => return Ok(Wanted::Raw(turn.content(), images)),
+                Role::Says(role) => conversation.push(Message { role, content: turn.content() }, &images)?,
             }
         }
-        Ok(self.session.engine().chat_text(&messages)?)
+        Ok(Wanted::Chat(conversation))
     }
 
     fn parts(&mut self) -> impl Iterator<Item = &mut Part> {
@@ -161,17 +170,20 @@ impl Chat {
 
     /// Positions that the prompt takes, its pictures not yet being encoded.
     pub fn n_tokens(&mut self, task: &Task) -> Result<usize> {
-        let engine = self.session.engine().clone();
-        let text = self.text()?;
-        let mut n = task.cancel.guard(|| Ok(engine.n_text_tokens(&text)))?;
-        for part in self.parts() {
-            n += match part {
-                Part::Text(_) => 0,
-                Part::Picture(image) => engine.n_image_tokens(image.width, image.height)?,
-                Part::Encoded(encoded) => encoded.n_tokens(),
-            };
-        }
-        Ok(n)
+        self.check()?;
+        let engine = self.session.engine();
+        let wanted = self.prompt(&|part| {
+            Ok(match part {
+                Part::Text(_) => None,
+                Part::Picture(image) => Some(engine.placeholder(image.width, image.height)?),
+                Part::Encoded(encoded) => Some(encoded.clone()),
+            })
+        })?;
+        let prompt = task.cancel.guard(|| match &wanted {
+            Wanted::Raw(text, images) => engine.prompt(text, images),
+            Wanted::Chat(conversation) => conversation.prompt(engine),
+        })?;
+        Ok(prompt.n_tokens())
     }
 
     /// Encodes the pictures that are not encoded yet, and reads the prompt.
@@ -190,21 +202,13 @@ impl Chat {
             }
         }
         engine.take_warnings().into_iter().for_each(|text| task.log(Level::Warning, || text));
-        let mut conversation = Conversation::default();
-        let mut raw = None;
-        for turn in &self.turns {
-            let images: Vec<_> = turn.parts.iter().filter_map(Part::encoded).cloned().collect();
-            match turn.role {
-                Role::Raw => raw = Some((turn.content(), images)),
-                Role::Says(role) => conversation.push(Message { role, content: turn.content() }, &images)?,
-            }
-        }
+        let wanted = self.prompt(&|part| Ok(part.encoded().cloned()))?;
         self.session.set_cancel(&task.cancel);
         let mut show = task.progress(Phase::Prefill);
         let n_dropped = self.session.n_dropped();
-        self.n_read = task.cancel.guard(|| match raw {
-            Some((text, images)) => self.session.sync(&engine.prompt(&text, &images)?, Some(&mut show)),
-            None => self.session.chat(&conversation, Some(&mut show)),
+        self.n_read = task.cancel.guard(|| match &wanted {
+            Wanted::Raw(text, images) => self.session.sync(&engine.prompt(text, images)?, Some(&mut show)),
+            Wanted::Chat(conversation) => self.session.chat(conversation, Some(&mut show)),
         })?;
         show(1.0);
         self.follow(n_dropped, task);

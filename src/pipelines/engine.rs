@@ -1,7 +1,7 @@
 //! A loaded model: text decoder, tokenizer, and if there is one the half that sees.
 
 use super::image_cache::{ImageCache, ImageCacheOptions, ImageCacheStats};
-use super::prompt::{EncodedImage, ImageId, Piece, Prompt};
+use super::prompt::{EncodedImage, ImageHeader, ImageId, Piece, Prompt};
 use crate::architectures::{self, ImageRows, TextModel, VisionModel};
 use crate::blocks::image_tokens::ImageTokens;
 use crate::device::{Cpu, Power};
@@ -11,7 +11,7 @@ use crate::media::Image;
 use crate::media::preprocess::{Fit, Preprocess};
 use crate::ops::{Collector, Cx, Trace};
 use crate::tensor::{Loader, Loading, Precision, Prepare};
-use crate::text::template::{IMAGE_MARKER, Message};
+use crate::text::template::{IMAGE_MARKER, Message, Part, Parts};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::{Error, Result, bail, unless_stopped};
 use mmq_kernels::{Activations, Dtype};
@@ -307,6 +307,16 @@ impl Engine {
         Ok(self.vision()?.n_tokens((width, height), self.image_tokens))
     }
 
+    /// Takes the place of a picture of that size in a prompt that is counted, not read.
+    ///
+    /// # Errors
+    /// As [`Engine::n_image_tokens`].
+    pub(crate) fn placeholder(&self, width: usize, height: usize) -> Result<Arc<EncodedImage>> {
+        let n_tokens = self.n_image_tokens(width, height)?;
+        let header = ImageHeader { id: ImageId([0; 16]), n_tokens, n_tokens_all: n_tokens };
+        Ok(Arc::new(EncodedImage::restored(header, Vec::new())))
+    }
+
     fn vision(&self) -> Result<&dyn VisionModel> {
         match &self.vision {
             Some(vision) => Ok(vision.as_ref()),
@@ -466,48 +476,60 @@ impl Engine {
     /// Writes a conversation with the chat template; the answer comes next. Each [`IMAGE_MARKER`] in the messages stands
     /// for the next of `images`.
     pub fn chat_prompt(&self, messages: &[Message], images: &[Arc<EncodedImage>]) -> Result<Prompt> {
-        self.prompt(&self.chat_text(messages)?, images)
-    }
-
-    /// The text of [`Engine::chat_prompt`], with [`IMAGE_MARKER`]s.
-    pub fn chat_text(&self, messages: &[Message]) -> Result<String> {
         let text = |token: Option<u32>| {
             token.map_or(String::new(), |t| String::from_utf8_lossy(&self.tokenizer.piece(t, true)).into_owned())
         };
         let (bos, eos) = (text(self.tokenizer.bos()), text(self.tokenizer.eos()));
-        self.template.render(messages, true, &bos, &eos)
+        let parts = self.template.parts(messages, true, &bos, &eos)?;
+        match self.template.tags() {
+            None => self.prompt(&parts.text(), images),
+            Some(tags) => self.prompt_of(&parts, tags, images),
+        }
+    }
+
+    /// A prompt in which what messages say holds no control tokens but `tags`.
+    fn prompt_of(&self, parts: &Parts, tags: &[&str], images: &[Arc<EncodedImage>]) -> Result<Prompt> {
+        check_places(&parts.text(), images)?;
+        let mut images = images.iter();
+        let mut prompt = Prompt::default();
+        if !self.tokenizer.begins_with_bos(&parts.text()) {
+            prompt.pieces.push(Piece::Tokens(self.tokenizer.encode("", true, true)));
+        }
+        for part in &parts.0 {
+            let text = match part {
+                Part::Frame(text) => text,
+                Part::Said(text) => {
+                    prompt.pieces.push(Piece::Tokens(self.tokenizer.encode_tagged(text, tags)));
+                    continue;
+                }
+            };
+            for (i, text) in text.split(IMAGE_MARKER).enumerate() {
+                if i > 0 {
+                    prompt.pieces.extend(images.next().map(|image| Piece::Image(image.clone())));
+                }
+                prompt.pieces.push(Piece::Tokens(self.tokenizer.encode(text, false, true)));
+            }
+        }
+        prompt.pieces.retain(|piece| !matches!(piece, Piece::Tokens(tokens) if tokens.is_empty()));
+        Ok(prompt)
     }
 
     /// Turns text into a prompt as it stands: each stretch between pictures is tokenized on its own, and the first gets
     /// the beginning-of-sequence token unless the text starts with it.
     pub fn prompt(&self, text: &str, images: &[Arc<EncodedImage>]) -> Result<Prompt> {
-        let n_markers = text.matches(IMAGE_MARKER).count();
-        if n_markers != images.len() {
-            bail!(Mismatch, "the prompt has places for {n_markers} pictures, but {} are given", images.len());
-        }
+        check_places(text, images)?;
         let mut prompt = Prompt::default();
         let mut images = images.iter();
-        for (i, tokens) in self.stretches(text).enumerate() {
+        for (i, part) in text.split(IMAGE_MARKER).enumerate() {
             if i > 0 {
                 prompt.pieces.extend(images.next().map(|image| Piece::Image(image.clone())));
             }
+            let tokens = self.tokenizer.encode(part, i == 0 && !self.tokenizer.begins_with_bos(part), true);
             if !tokens.is_empty() {
                 prompt.pieces.push(Piece::Tokens(tokens));
             }
         }
         Ok(prompt)
-    }
-
-    /// How many tokens a prompt of this text takes, besides those of its pictures.
-    pub fn n_text_tokens(&self, text: &str) -> usize {
-        self.stretches(text).map(|tokens| tokens.len()).sum()
-    }
-
-    /// The tokens before, between and behind the pictures of a prompt.
-    fn stretches(&self, text: &str) -> impl Iterator<Item = Vec<u32>> {
-        text.split(IMAGE_MARKER)
-            .enumerate()
-            .map(|(i, part)| self.tokenizer.encode(part, i == 0 && !self.tokenizer.begins_with_bos(part), true))
     }
 }
 
@@ -520,6 +542,14 @@ pub(super) fn rising(mut progress: Option<&mut dyn FnMut(f32)>) -> impl FnMut(f3
             progress(most);
         }
     }
+}
+
+fn check_places(text: &str, images: &[Arc<EncodedImage>]) -> Result<()> {
+    let n_markers = text.matches(IMAGE_MARKER).count();
+    if n_markers != images.len() {
+        bail!(Mismatch, "the prompt has places for {n_markers} pictures, but {} are given", images.len());
+    }
+    Ok(())
 }
 
 /// The mmproj that lies beside a model: the one `mmproj*.gguf` of its folder.

@@ -12,14 +12,17 @@ use serde::Serialize;
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
 
-/// What a process takes before it has a model: code, stacks, buffers of the threads.
-const BASE: u64 = 11 << 20;
-/// What a token of the vocabulary takes in the tokenizer besides its text, and a rule of merging.
-const TOKEN: u64 = 150;
+/// What a process takes before it has a model: code, stacks, buffers of the threads. Measured, as the next three are, with
+/// the program on x86-64 Linux.
+const BASE: u64 = 9_500_000;
+/// What a token of the vocabulary, or a rule of merging, takes in the tokenizer.
+const TOKEN: u64 = 100;
+/// What each takes besides while the file is read.
+const TOKEN_LOADING: u64 = 65;
 /// The system maps some pages around one that is touched.
 const FAULT: u64 = 64 << 10;
-/// Stored bytes that are in memory twice while a new form is made of them.
-const WINDOW: u64 = 16 << 20;
+/// Most stored bytes that are in memory beside the new form that is made of them.
+const WINDOW: u64 = 8 << 20;
 /// Tokens that most answers to most pictures fit in; the planner does not go below of its own will.
 const SMALLEST_CONTEXT: usize = 512;
 
@@ -158,7 +161,8 @@ pub struct Planner {
     vision_weights: Weights,
     /// Bytes of each layer's matrices.
     layers: Vec<u64>,
-    tokenizer: u64,
+    /// Tokens of the vocabulary and rules of merging.
+    n_tokens: u64,
     /// Metadata: mapped when they are read.
     heads: u64,
 }
@@ -260,7 +264,7 @@ impl Planner {
             text_weights: Weights::of(text, Part::Text)?,
             vision_weights: vision_file.map(|gguf| Weights::of(gguf, Part::Vision)).transpose()?.unwrap_or_default(),
             layers,
-            tokenizer: n_tokens * TOKEN,
+            n_tokens,
             heads: head(text) + mmproj.map_or(0, head),
         })
     }
@@ -338,9 +342,11 @@ impl Planner {
         if let (Some(vision), None) = (&self.vision, wish.image_tokens) {
             let all = vision.max_rows(None);
             for n in [all / 2, all / 4] {
-                let Some(n) = NonZeroUsize::new(n) else { continue };
-                now.image_tokens = Some(ImageTokens { n, by: Reduction::default() });
-                smaller(&mut now, (2 * n.get() * wish.n_images.max(1)).max(SMALLEST_CONTEXT));
+                let fewer = NonZeroUsize::new(n).map(|n| ImageTokens { n, by: Reduction::default() });
+                // There are models whose pictures always take as many.
+                let Some(fewer) = fewer.filter(|fewer| vision.max_rows(Some(*fewer)) <= n) else { continue };
+                now.image_tokens = Some(fewer);
+                smaller(&mut now, (2 * n * wish.n_images.max(1)).max(SMALLEST_CONTEXT));
                 choices.push(now.clone());
             }
         }
@@ -358,10 +364,13 @@ impl Planner {
         let has_vision = self.vision.is_some() && wish.n_images > 0;
         let release_vision = has_vision && (tight || wish.low_memory);
 
-        let mut parts = Parts { base: BASE, tokenizer: self.tokenizer + self.heads, ..Parts::default() };
+        let mut parts = Parts { base: BASE, tokenizer: self.n_tokens * TOKEN + self.heads, ..Parts::default() };
         (parts.text_made, parts.text_mapped) =
             self.text_weights.split(|_, n_rows, _, n_bytes| (repack && n_rows >= 16).then_some(n_bytes));
-        parts.text_mapped += self.text_weights.looked_up(n_ctx);
+        let n_rows =
+            self.vision.as_ref().filter(|_| has_vision).map_or(0, |v| v.max_rows(choice.image_tokens) * wish.n_images);
+        // Of the tokens of a text, every second has come before.
+        parts.text_mapped += self.text_weights.looked_up(n_ctx.saturating_sub(n_rows) / 2);
         if has_vision {
             (parts.vision_made, parts.vision_mapped) = self.vision_weights.split(|dtype, n_rows, n_cols, n_bytes| {
                 let rounded = choice.vision_precision.rounds(dtype, n_cols);
@@ -374,8 +383,7 @@ impl Planner {
         parts.kv = kv as u64;
         let n_embd = self.text.n_embd();
         if let Some(vision) = self.vision.as_ref().filter(|_| has_vision) {
-            let rows = vision.max_rows(choice.image_tokens) * wish.n_images;
-            parts.image_rows = (4 * rows * n_embd) as u64;
+            parts.image_rows = (4 * n_rows * n_embd) as u64;
             // Decoded, and once more while it is turned or made opaque.
             let (width, height) = wish.image_size;
             parts.encode_scratch = vision.scratch() as u64 + 2 * (3 * width * height) as u64;
@@ -401,9 +409,17 @@ impl Planner {
         if choice.low_memory && !repack {
             self.stream(&mut plan, wish.budget);
         }
-        plan.phases = phases(&plan.parts, release_vision, repack || plan.parts.vision_made > 0);
+        plan.phases = phases(&plan.parts, release_vision, self.loading(repack, has_vision));
         plan.peak = plan.phases.iter().map(|phase| phase.n_bytes).max().unwrap_or(0);
         Ok(plan)
+    }
+
+    /// What loading takes besides what stays.
+    fn loading(&self, repack: bool, has_vision: bool) -> u64 {
+        let largest = |weights: &Weights| weights.matrices.iter().map(|(.., n_bytes)| *n_bytes).max().unwrap_or(0);
+        let text = if repack { largest(&self.text_weights) } else { 0 };
+        let vision = if has_vision { largest(&self.vision_weights) } else { 0 };
+        self.n_tokens * TOKEN_LOADING + text.max(vision).min(WINDOW)
     }
 
     /// Lets as many layers stream as must: two are in memory then, the one at work and the next.
@@ -413,7 +429,7 @@ impl Planner {
         let rest = phases(
             &Parts { text_mapped: plan.parts.text_mapped.saturating_sub(all), ..plan.parts },
             plan.release_vision,
-            false,
+            0,
         );
         let rest = rest.iter().map(|phase| phase.n_bytes).max().unwrap_or(0);
         let room = budget.map_or(0, |budget| budget.saturating_sub(rest + two));
@@ -464,11 +480,11 @@ impl Planner {
     }
 }
 
-/// Most bytes in each phase.
-fn phases(p: &Parts, release_vision: bool, makes: bool) -> Vec<Phase> {
+/// Most bytes in each phase; `loading` is what the first takes besides what stays.
+fn phases(p: &Parts, release_vision: bool, loading: u64) -> Vec<Phase> {
     let base = p.base + p.tokenizer;
     let loaded = base + p.text_made + p.vision_made;
-    let mut phases = vec![Phase { name: "load", n_bytes: loaded + if makes { WINDOW } else { 0 } }];
+    let mut phases = vec![Phase { name: "load", n_bytes: loaded + loading }];
     let mut vision = 0;
     if p.image_rows > 0 {
         phases.push(Phase { name: "encode", n_bytes: loaded + p.vision_mapped + p.image_rows + p.encode_scratch });

@@ -41,6 +41,8 @@ struct Cache {
     head_dim: usize,
     type_k: String,
     type_v: String,
+    /// See [`KvCache::stretch`](crate::blocks::kv_cache::KvCache::stretch).
+    stretch: u32,
 }
 
 /// Slots that follow each other.
@@ -207,12 +209,13 @@ impl Session {
         }
         let (.., types) = self.cache.shape();
         let mut cache = engine.text.new_cache(self.n_ctx(), types)?;
+        cache.restretch(header.cache.stretch);
         cache.read(header.n_past, &mut |out| source.take(out))?;
         source.finish()?;
 
         let tokens = timeline.iter().filter_map(|slot| if let Slot::Token(token) = slot { Some(*token) } else { None });
         if !self.sampler.restore(&header.sampler, tokens.chain(header.pending)) {
-            bail!(Format, "{name}: damaged: the random numbers have no state");
+            bail!(Format, "{name}: damaged: no sampler is ever in the state that it holds");
         }
         images.iter().for_each(|image| engine.images.keep(image));
         self.cache = cache;
@@ -229,6 +232,6 @@ impl Session {
     fn stored(&self) -> Cache {
         let (n_layer, n_head_kv, head_dim, types) = self.cache.shape();
         let (type_k, type_v) = (types.k.name().to_owned(), types.v.name().to_owned());
-        Cache { n_layer, n_head_kv, head_dim, type_k, type_v }
+        Cache { n_layer, n_head_kv, head_dim, type_k, type_v, stretch: self.cache.stretch() }
     }
 }

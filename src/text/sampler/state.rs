@@ -1,7 +1,7 @@
 //! A sampler's state as plain data, for files: where its random numbers are and what it remembers of the tokens seen.
 
 use super::rng::Rng;
-use super::{Penalties, Sampler, SamplerParams};
+use super::{Adaptive, Penalties, Sampler, SamplerParams};
 use serde::{Deserialize, Serialize};
 
 /// What [`Sampler::state`] gives and [`Sampler::restore`] takes. Floats are kept as their bits.
@@ -47,6 +47,12 @@ impl Sampler {
         let (Some(rng), Some(xtc_rng)) = (Rng::restored(&state.rng), Rng::restored(&state.xtc_rng)) else {
             return false;
         };
+        let (sum, weight) = (f32::from_bits(state.adaptive.0), f32::from_bits(state.adaptive.1));
+        let pending = state.adaptive_pending.map(|(token, p)| (token, f32::from_bits(p)));
+        let mu = f32::from_bits(state.mu);
+        if ![mu, sum, weight, pending.map_or(0.0, |(_, p)| p)].iter().all(|x| x.is_finite()) {
+            return false;
+        }
         if self.params.seed.is_none_or(|seed| seed == state.seed) {
             (self.seed, self.rng, self.xtc_rng) = (state.seed, rng, xtc_rng);
         }
@@ -64,10 +70,8 @@ impl Sampler {
         if let Some(dry) = &mut self.dry {
             dry.restore(&state.dry);
         }
-        self.mu = f32::from_bits(state.mu);
-        (self.adaptive.sum, self.adaptive.weight) =
-            (f32::from_bits(state.adaptive.0), f32::from_bits(state.adaptive.1));
-        self.adaptive.pending = state.adaptive_pending.map(|(token, p)| (token, f32::from_bits(p)));
+        self.mu = mu;
+        self.adaptive = Adaptive { sum, weight, pending };
         true
     }
 }
