@@ -16,6 +16,7 @@ pub mod panel;
 pub mod quantize;
 pub mod round;
 pub mod scalar;
+pub mod stop;
 pub mod table;
 pub mod team;
 #[cfg(target_arch = "x86_64")]
@@ -26,5 +27,6 @@ pub use block::Dtype;
 pub use kv::{KvTiles, KvType, Side};
 pub use matmul::{Activations, Input, Layout, Norm, Product, Then, Weights, matmul};
 pub use quantize::Search;
+pub use stop::{stopped, until};
 pub use table::{Kernels, Level, kernels, levels};
 pub use team::{Manners, Team};

@@ -6,13 +6,14 @@
 //! that there are more threads than processors or that other programs are busy.
 
 use crate::cores;
+use crate::stop::{self, Inherited, stopped};
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,8 @@ use std::time::{Duration, Instant};
 const SPIN: Duration = Duration::from_micros(20);
 /// More threads than this are not started.
 const MAX_THREADS: usize = 256;
+/// How often a caller who waits for others looks whether it is stopped.
+const WAIT: Duration = Duration::from_millis(2);
 /// In [`Shared::state`]: the workers shall end.
 const STOP: u64 = u32::MAX as u64;
 
@@ -35,8 +38,8 @@ thread_local! {
 pub struct Team {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// Held by the caller whose region runs.
-    turn: Mutex<()>,
+    turn: Turn,
+
     /// Gives way to other programs, if there.
     giving_way: Option<GivingWay>,
 }
@@ -51,6 +54,42 @@ pub struct Manners {
     pub cores: Vec<usize>,
     /// Whether fewer threads work while other programs take the processors away from them.
     pub gives_way: bool,
+}
+
+/// Callers take turns.
+#[derive(Default)]
+struct Turn {
+    /// Whether a caller's region runs.
+    taken: Mutex<bool>,
+    free: Condvar,
+}
+
+impl Turn {
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no other region runs; `false` if the caller is [`stopped`] meanwhile.
+    fn take(&self) -> bool {
+        let mut taken = self.lock();
+        while *taken {
+            if stopped() {
+                return false;
+            }
+            taken = if stop::inherited().is_watched() {
+                self.free.wait_timeout(taken, WAIT).unwrap_or_else(PoisonError::into_inner).0
+            } else {
+                self.free.wait(taken).unwrap_or_else(PoisonError::into_inner)
+            };
+        }
+        *taken = true;
+        true
+    }
+
+    fn give(&self) {
+        *self.lock() = false;
+        self.free.notify_one();
+    }
 }
 
 impl Default for Manners {
@@ -78,6 +117,7 @@ struct Region {
     f: *const (dyn Fn(usize) + Sync),
     n_parts: usize,
     caller: Thread,
+    watch: Inherited,
 }
 
 // SAFETY: `region` is written only while no part is pending, and read only by threads that have taken a part and not
@@ -88,8 +128,8 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Shared {
-    /// Runs parts of the newest region until all are taken. A panic is kept for the caller; parts that are taken after it
-    /// are not run.
+    /// Runs parts of the newest region until all are taken. A panic is kept for the caller; parts that are taken after it,
+    /// or after the caller was stopped, are not run.
     fn work(&self) {
         let mut state = self.state.load(Ordering::Acquire);
         while state & STOP != 0 && state & STOP != STOP {
@@ -102,9 +142,10 @@ impl Shared {
             // SAFETY: this thread has taken a part that it has not finished.
             let region = unsafe { (*self.region.get()).as_ref() }.expect("a region was written before its parts");
             let caller = region.caller.clone();
+            let watch = region.watch;
             let part = region.n_parts - (state & STOP) as usize;
             // SAFETY: the caller keeps the closure alive until `pending` is zero.
-            self.run_part(unsafe { &*region.f }, part);
+            self.run_part(unsafe { &*region.f }, part, watch);
             if self.pending.fetch_sub(1, Ordering::AcqRel) == 1 && caller.id() != thread::current().id() {
                 caller.unpark();
             }
@@ -112,12 +153,17 @@ impl Shared {
         }
     }
 
-    fn run_part(&self, f: &(dyn Fn(usize) + Sync), part: usize) {
+    fn run_part(&self, f: &(dyn Fn(usize) + Sync), part: usize, watch: Inherited) {
         if self.panicked.load(Ordering::Relaxed) {
             return;
         }
         let outer = INSIDE.replace(true);
-        let result = catch_unwind(AssertUnwindSafe(|| f(part)));
+        let run = || {
+            if !stopped() {
+                f(part);
+            }
+        };
+        let result = catch_unwind(AssertUnwindSafe(|| watch.during(run)));
         INSIDE.set(outer);
         if let Err(payload) = result {
             self.panicked.store(true, Ordering::Relaxed);
@@ -188,7 +234,7 @@ impl Team {
         });
         let workers: Vec<_> = workers.collect();
         let giving_way = manners.gives_way.then(|| GivingWay::new(workers.len() + 1));
-        Team { workers, shared, turn: Mutex::new(()), giving_way }
+        Team { workers, shared, turn: Turn::default(), giving_way }
     }
 
     /// How many threads take part.
@@ -198,6 +244,7 @@ impl Team {
 
     /// Runs `f(part)` once for every part in `0..n_parts` and returns when all are done. A single part runs on the caller.
     /// A part must not wait for another thread that uses the same team: the team is taken until the region ends.
+    /// Once the caller is [`stopped`], parts that no thread has taken are not run.
     ///
     /// # Panics
     /// If a part panics: with its payload, once every thread has stopped. Parts that no thread has taken by then are not
@@ -205,16 +252,20 @@ impl Team {
     pub fn run(&self, n_parts: usize, f: &(dyn Fn(usize) + Sync)) {
         let n_threads = self.giving_way.as_ref().map_or(self.n_threads(), GivingWay::n_threads).min(n_parts);
         if n_threads <= 1 || INSIDE.get() {
-            return (0..n_parts).for_each(f);
+            return (0..n_parts).take_while(|_| !stopped()).for_each(f);
         }
         assert!(n_parts < STOP as usize, "{n_parts} parts");
-        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.turn.take() {
+            return;
+        }
         let shared = &*self.shared;
         // SAFETY: only the lifetime is erased; this function returns after the last part is finished.
         let f: *const (dyn Fn(usize) + Sync) =
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(f) };
         // SAFETY: this thread holds the turn and the region before has ended, so no worker reads.
-        unsafe { *shared.region.get() = Some(Region { f, n_parts, caller: thread::current() }) };
+        unsafe {
+            *shared.region.get() = Some(Region { f, n_parts, caller: thread::current(), watch: stop::inherited() })
+        };
         shared.panicked.store(false, Ordering::Relaxed);
         shared.pending.store(n_parts, Ordering::Relaxed);
         let count = (shared.state.load(Ordering::Relaxed) >> 32).wrapping_add(1);
@@ -225,7 +276,7 @@ impl Team {
         shared.work();
         wait(shared.spin, || shared.pending.load(Ordering::Acquire) == 0);
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(turn);
+        self.turn.give();
         if let Some(payload) = panic {
             resume_unwind(payload);
         }
@@ -251,7 +302,7 @@ impl Team {
         let n = data.len();
         let data = Disjoint::new(data);
         self.split(n.div_ceil(len), 1, &|rows| {
-            for row in rows {
+            for row in rows.take_while(|_| !stopped()) {
                 // SAFETY: rows do not overlap, and `split` gives each to one part.
                 f(row, unsafe { data.get(row * len..((row + 1) * len).min(n)) });
             }

@@ -154,6 +154,12 @@ pub trait VisionModel: Send + Sync {
     fn preprocess(&self) -> &Preprocess;
     /// Overrides how pictures are fitted, for comparison with other programs.
     fn set_preprocess(&mut self, preprocess: Preprocess);
+    /// How many rows stand for a picture of `size` (width, height): as many as [`VisionModel::encode`] makes of it. Unless a
+    /// model says otherwise, pictures of all sizes become as many.
+    fn n_tokens(&self, size: (usize, usize), tokens: Option<ImageTokens>) -> usize {
+        let _ = size;
+        self.max_rows(tokens)
+    }
     /// Most rows that a picture becomes: with [`TextModel::scratch`]'s counterpart, what the memory planner counts.
     fn max_rows(&self, tokens: Option<ImageTokens>) -> usize;
     /// Bytes of the buffers of [`VisionModel::encode`] for the picture that takes most, its rows left out.

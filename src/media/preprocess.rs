@@ -157,6 +157,13 @@ impl Preprocess {
         pinpoints.iter().map(|pinpoint| self.n_tiles(*pinpoint)).max().unwrap_or(0).saturating_add(1)
     }
 
+    /// The grid of [`Crops::grid`] for a picture of `original` width and height.
+    pub fn grid(&self, original: (usize, usize)) -> Option<(usize, usize)> {
+        let Fit::Anyres { pinpoints } = &self.fit else { return None };
+        let (width, height) = select_best_resolution(original, pinpoints)?;
+        Some((width.div_ceil(self.image_size), height.div_ceil(self.image_size)))
+    }
+
     fn n_tiles(&self, (width, height): (usize, usize)) -> usize {
         width.div_ceil(self.image_size).saturating_mul(height.div_ceil(self.image_size))
     }

@@ -1,7 +1,7 @@
 //! A loaded model: text decoder, tokenizer, and if there is one the half that sees.
 
 use super::image_cache::{ImageCache, ImageCacheOptions, ImageCacheStats};
-use super::prompt::{EncodedImage, ImageId, Piece, Prompt};
+use super::prompt::{EncodedImage, ImageHeader, ImageId, Piece, Prompt};
 use crate::architectures::{self, ImageRows, TextModel, VisionModel};
 use crate::blocks::image_tokens::ImageTokens;
 use crate::device::{Cpu, Power};
@@ -13,13 +13,12 @@ use crate::ops::{Collector, Cx, Trace};
 use crate::tensor::{Loader, Loading, Precision, Prepare};
 use crate::text::template::{IMAGE_MARKER, Message, Part, Parts};
 use crate::text::{ChatTemplate, Tokenizer};
-use crate::{Error, Result, bail};
+use crate::{Error, Result, bail, unless_stopped};
 use mmq_kernels::{Activations, Dtype};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 /// How weights come into memory. Answers do not depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -140,32 +139,40 @@ impl Engine {
         cancel: Option<&super::Cancel>,
         progress: Option<&mut dyn FnMut(f32)>,
     ) -> Result<Engine> {
-        let text = Gguf::open(model)?;
-        let vision = mmproj.map(Gguf::open).transpose()?;
-        Engine::build(&text, vision.as_ref(), options, cancel, progress)
+        let load = || {
+            let text = Gguf::open(model)?;
+            let vision = mmproj.map(Gguf::open).transpose()?;
+            Engine::build(&text, vision.as_ref(), options, progress)
+        };
+        super::Cancel::guard(cancel.unwrap_or(&super::Cancel::default()), load)
     }
 
     /// The model that is compiled into the program: small, and knows only the synthetic scenes it was trained on
     /// (`models/README.md`).
     #[cfg(feature = "nano")]
     pub fn built_in(options: &EngineOptions) -> Result<Engine> {
+        let [text, vision] = Engine::built_in_files()?;
+        Engine::from_gguf(&text, Some(&vision), options)
+    }
+
+    /// The files of [`Engine::built_in`]: text model and mmproj.
+    #[cfg(feature = "nano")]
+    pub(crate) fn built_in_files() -> Result<[Gguf; 2]> {
         static TEXT: &[u8] = include_bytes!("../../models/nano/nano.gguf");
         static VISION: &[u8] = include_bytes!("../../models/nano/mmproj-nano.gguf");
-        let text = Gguf::from_static("nano.gguf", TEXT)?;
-        let vision = Gguf::from_static("mmproj-nano.gguf", VISION)?;
-        Engine::from_gguf(&text, Some(&vision), options)
+        Ok([Gguf::from_static("nano.gguf", TEXT)?, Gguf::from_static("mmproj-nano.gguf", VISION)?])
     }
 
     /// Loads from files that are open already.
     pub fn from_gguf(text: &Gguf, mmproj: Option<&Gguf>, options: &EngineOptions) -> Result<Engine> {
-        Engine::build(text, mmproj, options, None, None)
+        Engine::build(text, mmproj, options, None)
     }
 
-    fn build(
+    /// [`Engine::from_gguf`]; `progress` is told the fraction done.
+    pub(crate) fn build(
         text: &Gguf,
         mmproj: Option<&Gguf>,
         options: &EngineOptions,
-        cancel: Option<&super::Cancel>,
         progress: Option<&mut dyn FnMut(f32)>,
     ) -> Result<Engine> {
         let mut progress = rising(progress);
@@ -178,7 +185,7 @@ impl Engine {
             done += n as u64;
             progress(done as f32 / total as f32);
         };
-        let prepare = Prepare::new(&device.team, cancel.map(super::Cancel::flag), &mut report);
+        let prepare = Prepare::new(&device.team, &mut report);
         let loader = |gguf| Loader {
             gguf,
             loading: Loading { prepare: Some(&prepare), vision: options.vision_precision, repack, noted: None },
@@ -289,6 +296,45 @@ impl Engine {
         self.device.team.n_threads()
     }
 
+    /// How many positions a picture of `width` and `height` pixels takes in the prompt: known without encoding it.
+    ///
+    /// # Errors
+    /// A model without a vision encoder; an empty picture.
+    pub fn n_image_tokens(&self, width: usize, height: usize) -> Result<usize> {
+        if width == 0 || height == 0 {
+            bail!(Usage, "an empty picture: {width}x{height}");
+        }
+        Ok(self.vision()?.n_tokens((width, height), self.image_tokens))
+    }
+
+    /// Takes the place of a picture of that size in a prompt that is counted, not read.
+    ///
+    /// # Errors
+    /// As [`Engine::n_image_tokens`].
+    pub(crate) fn placeholder(&self, width: usize, height: usize) -> Result<Arc<EncodedImage>> {
+        let n_tokens = self.n_image_tokens(width, height)?;
+        let header = ImageHeader { id: ImageId([0; 16]), n_tokens, n_tokens_all: n_tokens };
+        Ok(Arc::new(EncodedImage::restored(header, Vec::new())))
+    }
+
+    fn vision(&self) -> Result<&dyn VisionModel> {
+        match &self.vision {
+            Some(vision) => Ok(vision.as_ref()),
+            None => {
+                bail!(
+                    Usage,
+                    "{}: a text model without mmproj cannot look at pictures: give one with --mmproj",
+                    self.name
+                )
+            }
+        }
+    }
+
+    /// Width of its embeddings: of a token's, and of each row that stands for a picture.
+    pub fn n_embd(&self) -> usize {
+        self.text.n_embd()
+    }
+
     /// What tells the text model apart from others: see [`Origin::hash`].
     pub(super) fn model_hash(&self) -> &[u8; 32] {
         self.origin.hash()
@@ -324,7 +370,7 @@ impl Engine {
         cancel: Option<&super::Cancel>,
         mut progress: Option<&mut dyn FnMut(f32)>,
     ) -> Result<Arc<EncodedImage>> {
-        let id = self.image_id(image)?;
+        let id = cancel.unwrap_or(&super::Cancel::default()).guard(|| self.image_id(image))?;
         if let Some(kept) = self.images.find(id, self.text.n_embd()) {
             progress.iter_mut().for_each(|progress| progress(1.0));
             return Ok(kept);
@@ -356,10 +402,9 @@ impl Engine {
         let mut activations = Activations::default();
         let mut report = rising(progress);
         let mut cx = Cx::new(&self.device, &mut activations);
-        cx.cancel = cancel.map(super::Cancel::flag);
         cx.progress = Some(&mut report);
         cx.collector = collector;
-        self.encode(&mut cx, image, id, "")
+        cancel.unwrap_or(&super::Cancel::default()).guard(|| self.encode(&mut cx, image, id, ""))
     }
 
     /// Encodes picture number `index` and records every named activation.
@@ -375,7 +420,7 @@ impl Engine {
         let ImageRows { rows, n_all } = match &self.vision_again {
             None => vision.encode(cx, image, self.image_tokens, name)?,
             Some(gguf) => {
-                let made = self.make_vision(gguf, vision.preprocess(), cx.cancel)?;
+                let made = self.make_vision(gguf, vision.preprocess())?;
                 let encoded = made.encode(cx, image, self.image_tokens, name);
                 self.vision_origin.iter().for_each(Origin::give_back);
                 encoded?
@@ -386,14 +431,9 @@ impl Engine {
     }
 
     /// The vision encoder, made for one picture.
-    fn make_vision(
-        &self,
-        gguf: &Gguf,
-        preprocess: &Preprocess,
-        cancel: Option<&AtomicBool>,
-    ) -> Result<Box<dyn VisionModel>> {
+    fn make_vision(&self, gguf: &Gguf, preprocess: &Preprocess) -> Result<Box<dyn VisionModel>> {
         let mut unwatched = |_| ();
-        let prepare = Prepare::new(&self.device.team, cancel, &mut unwatched);
+        let prepare = Prepare::new(&self.device.team, &mut unwatched);
         let loading =
             Loading { prepare: Some(&prepare), vision: self.vision_precision, repack: self.repack, noted: None };
         let mut vision = architectures::load_vision(Loader { gguf, loading })?;
@@ -403,14 +443,12 @@ impl Engine {
 
     /// The vision encoder, for a picture that it can take.
     fn vision_for(&self, image: &Image) -> Result<&dyn VisionModel> {
-        let Some(vision) = &self.vision else {
-            bail!(Usage, "{}: a text model without mmproj cannot look at pictures: give one with --mmproj", self.name);
-        };
+        let vision = self.vision()?;
         let n_bytes = image.width.checked_mul(image.height).and_then(|n| n.checked_mul(3));
         if image.rgb.is_empty() || n_bytes != Some(image.rgb.len()) {
             bail!(Usage, "a picture of {}x{} cannot have {} bytes", image.width, image.height, image.rgb.len());
         }
-        Ok(vision.as_ref())
+        Ok(vision)
     }
 
     /// What tells the rows of a picture apart: its pixels, the model, and all that decides how the one becomes the other.
@@ -427,7 +465,10 @@ impl Engine {
             [image.width, image.height],
         );
         hasher.update(format!("{how:?}\n"));
-        hasher.update(&image.rgb);
+        for part in image.rgb.chunks(1 << 20) {
+            unless_stopped()?;
+            hasher.update(part);
+        }
         let hash: [u8; 32] = hasher.finalize().into();
         Ok(ImageId(*hash.first_chunk().expect("half of 32")))
     }

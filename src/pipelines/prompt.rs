@@ -55,6 +55,11 @@ pub(super) struct ImageHeader {
 }
 
 impl EncodedImage {
+    /// What stands for it in the prompt: `[n_tokens, n_embd]`.
+    pub fn rows(&self) -> &[f32] {
+        &self.rows
+    }
+
     /// What tells it apart from other pictures, and from the same one encoded in another way.
     pub fn id(&self) -> ImageId {
         self.id

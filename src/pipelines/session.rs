@@ -8,7 +8,7 @@ use crate::blocks::kv_cache::{KvCache, KvType, KvTypes};
 use crate::ops::{Collector, Cx, Trace};
 use crate::text::stop::StopMatcher;
 use crate::text::{Sampler, SamplerParams, StreamDecoder};
-use crate::{ErrorKind, Result, bail};
+use crate::{Error, ErrorKind, Result, bail};
 use mmq_kernels::Activations;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -56,12 +56,12 @@ impl Default for SessionOptions {
     }
 }
 
-/// Stops a session, or the encoding of a picture, from another thread. Clones stop the same work.
+/// Stops work from another thread: a session's, the loading of a model, the encoding of a picture. Clones stop the same.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// Stops the work at the next layer.
+    /// Stops the work, within milliseconds.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -76,8 +76,9 @@ impl Cancel {
         self.0.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn flag(&self) -> &AtomicBool {
-        &self.0
+    /// Runs `f` unless it is stopped: `Cancelled`, whatever `f` returns then.
+    pub(crate) fn guard<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        mmq_kernels::until(&self.0, f).unwrap_or_else(|| Err(Error::stopped()))
     }
 }
 
@@ -173,6 +174,11 @@ impl Session {
     /// The model it runs on.
     pub fn engine(&self) -> &Arc<Engine> {
         &self.engine
+    }
+
+    /// From now on it is `cancel` that stops the session.
+    pub fn set_cancel(&mut self, cancel: &Cancel) {
+        self.cancel = cancel.clone();
     }
 
     /// Positions in use.
@@ -491,13 +497,19 @@ impl Session {
         trace: Option<&'a mut Trace>,
         progress: Option<&'a mut dyn FnMut(f32)>,
     ) -> Result<()> {
+        let n_past = self.cache.len();
         let mut cx = Cx::new(&self.engine.device, &mut self.activations);
-        cx.cancel = Some(self.cancel.flag());
         cx.trace = trace;
         cx.progress = progress;
         cx.collector = self.collector.as_mut();
         cx.n_resident = self.engine.resident_layers;
-        self.engine.text.forward(&mut cx, x, &mut self.cache, which, &mut self.logits)
+        let (text, cache, logits) = (&self.engine.text, &mut self.cache, &mut self.logits);
+        let done = self.cancel.guard(|| text.forward(&mut cx, x, cache, which, logits));
+        if done.is_err() {
+            self.cache.truncate(n_past);
+            self.logits.clear();
+        }
+        done
     }
 
     /// Takes the token of the last call through the model and chooses the next; `None` when the model ends its turn.
@@ -505,7 +517,7 @@ impl Session {
     /// # Errors
     /// A full context; the session's [`Cancel`]; no successful [`Session::sync`] before it; logits that are no numbers.
     pub fn next_token(&mut self) -> Result<Option<u32>> {
-        if self.logits.is_empty() {
+        if self.logits.is_empty() && self.pending.is_none() {
             bail!(Usage, "the session has no prompt to go on from");
         }
         if let Some(token) = self.pending {
