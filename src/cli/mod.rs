@@ -2,6 +2,7 @@
 
 mod arguments;
 mod bench;
+mod boxes;
 mod convert;
 mod image_tokens;
 mod imatrix;
@@ -37,6 +38,7 @@ struct Cli {
 enum Command {
     Run(Box<run::Args>),
     Bench(Box<bench::Args>),
+    Boxes(boxes::Args),
     Perplexity(Box<perplexity::Args>),
     Convert(convert::Args),
     Imatrix(Box<imatrix::Args>),
@@ -108,6 +110,7 @@ fn start(matches: &ArgMatches, notes: Vec<String>) -> Result<()> {
     match cli.command {
         Command::Run(args) => run::run(&args, &notes),
         Command::Bench(args) => bench::run(&args, &notes),
+        Command::Boxes(args) => boxes::run(&args),
         Command::Perplexity(args) => perplexity::run(&args, &notes),
         Command::Convert(args) => convert::run(&args),
         Command::Imatrix(args) => imatrix::run(&args, &notes),

@@ -4,6 +4,7 @@ pub(super) mod report;
 mod sampling;
 
 use super::arguments::unescape;
+use super::boxes::{self, BoxesArgs};
 use super::image_tokens::ImageTokensArgs;
 use super::{catch_ctrl_c, n_threads, printable, printed, read_text, say};
 use crate::media::{self, DecodeOptions, Filter};
@@ -106,6 +107,10 @@ pub struct Args {
     #[arg(long, help_heading = "Prompt")]
     no_conversation: bool,
 
+    /// Text that the answer has to begin with
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Answer")]
+    begin_answer: Option<String>,
+
     /// Text that ends the answer; may be repeated
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Answer")]
     reverse_prompt: Vec<String>,
@@ -132,6 +137,9 @@ pub struct Args {
     /// Colour under transparent pixels: white, black, grey or #rrggbb
     #[arg(long, value_name = "COLOUR", default_value = "white", value_parser = media::decode::parse_color, help_heading = "Pictures")]
     background: [u8; 3],
+
+    #[command(flatten, next_help_heading = "Boxes")]
+    boxes: BoxesArgs,
 
     #[command(flatten)]
     sampling: sampling::SamplingArgs,
@@ -234,7 +242,19 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         sampler: args.sampling.params()?,
     };
     let sources = image_sources(&args.image)?;
-    let prompt_text = prompt_text(args)?;
+    let targets = args.boxes.targets(sources.len())?;
+    let begin_answer =
+        args.begin_answer.as_ref().map(|text| if args.no_escape { text.clone() } else { unescape(text) });
+    if args.json && targets.iter().any(|target| target.is_stdout()) {
+        bail!(
+            Usage,
+            "--json has the boxes in it, and standard output holds one file only: leave --boxes - or --find out"
+        );
+    }
+    let prompt_text = match args.boxes.find.is_some() && args.prompt.is_none() && args.file.is_none() {
+        true => None,
+        false => Some(prompt_text(args)?),
+    };
     let system = system_prompt(args)?;
 
     let start = Instant::now();
@@ -245,11 +265,17 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         note(&format!("the model was trained with {} tokens of context, -c asks for more", engine.n_ctx_train()));
     }
 
+    let dialect = args.boxes.dialect(&engine)?;
+    let (question, begun) = args.boxes.question(&engine, dialect, prompt_text);
+    let begun = begin_answer.unwrap_or(begun);
+
     let mut session = Session::new(&engine, &options, &cancel)?;
 
     let started = Instant::now();
     let decode = DecodeOptions { background: args.background, ..DecodeOptions::default() };
     let mut images = Vec::new();
+    // Answers point at the last picture.
+    let mut shown = None;
     for source in sources {
         let start = Instant::now();
         let image = media::load(&source, &decode)?;
@@ -262,16 +288,20 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         report.n_image += encoded.n_tokens();
         report.n_image_all += encoded.n_tokens_all();
         images.push(encoded);
+        shown = targets.iter().any(|target| target.wants_picture()).then_some(image);
     }
     progress.finish();
 
-    let user = place_images(&prompt_text, images.len())?;
+    let user = place_images(&question, images.len())?;
     let prompt = if args.no_conversation {
-        engine.prompt(&(system.unwrap_or_default() + &user), &images)?
+        engine.prompt(&(system.unwrap_or_default() + &user + &begun), &images)?
     } else {
         let mut messages = Vec::new();
         messages.extend(system.map(|content| Message { role: Role::System, content }));
         messages.push(Message { role: Role::User, content: user });
+        if !begun.is_empty() {
+            messages.push(Message { role: Role::Assistant, content: begun.clone() });
+        }
         engine.chat_prompt(&messages, &images)?
     };
     drop(images);
@@ -288,13 +318,15 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         stop.extend_from_slice(engine.template().stop_strings());
     }
     let n_predict = usize::try_from(args.n_predict).ok();
-    let generation = Generation { n_predict, stop };
+    let label = args.boxes.find.clone().unwrap_or_default();
+    let generation = Generation { n_predict, stop, dialect, label, begun };
+    let prints = !args.json && !targets.iter().any(|target| target.is_stdout());
     let mut output = Output::new();
     let start = Instant::now();
     let mut first = None;
     let answer = session.generate(&generation, &mut |text| {
         first.get_or_insert_with(|| started.elapsed());
-        if args.json { ControlFlow::Continue(()) } else { output.write(text) }
+        if prints { output.write(text) } else { ControlFlow::Continue(()) }
     })?;
     report.generate = start.elapsed();
     report.first_token = first;
@@ -303,8 +335,14 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     if args.json {
         let _ = output.write(&format!("{:#}", report.json(&engine, &session, &answer)));
     }
-    let _ = output.write_raw("\n");
+    if prints || args.json {
+        let _ = output.write_raw("\n");
+    }
     output.finish()?;
+    boxes::write_all(&targets, &answer.regions, shown.as_ref(), &note)?;
+    if answer.regions.is_empty() && !targets.is_empty() {
+        note(&format!("there are no boxes in the answer: {}", answer.text.trim()));
+    }
     if !args.json {
         if answer.finish == Finish::ContextFull {
             note(&format!("the context of {} tokens is full; -c gives a larger one", session.n_ctx()));

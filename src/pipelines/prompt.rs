@@ -1,5 +1,6 @@
 //! A prompt as the model takes it: tokens, and rows that stand for pictures.
 
+use crate::media::View;
 use std::sync::Arc;
 
 /// A picture after the encoder and projector.
@@ -11,6 +12,7 @@ pub struct EncodedImage {
     pub(crate) n_tokens_all: usize,
     /// Tells pictures apart in a timeline: a hash of the pixels and of how many tokens were asked for.
     pub(crate) id: u64,
+    pub(crate) view: View,
 }
 
 impl EncodedImage {
@@ -22,6 +24,11 @@ impl EncodedImage {
     /// How many it would take without [`EngineOptions::image_tokens`](super::EngineOptions::image_tokens).
     pub fn n_tokens_all(&self) -> usize {
         self.n_tokens_all
+    }
+
+    /// What the model sees of the picture.
+    pub fn view(&self) -> &View {
+        &self.view
     }
 }
 
@@ -56,6 +63,15 @@ impl Prompt {
             Piece::Image(image) => image.n_tokens,
         };
         self.pieces.iter().map(n).sum()
+    }
+
+    /// Number and view of the last picture, if there is one: the one that answers point at.
+    pub(crate) fn last_picture(&self) -> Option<(usize, View)> {
+        let pictures = self.pieces.iter().filter_map(|piece| match piece {
+            Piece::Image(image) => Some(image.view),
+            Piece::Tokens(_) => None,
+        });
+        pictures.enumerate().last()
     }
 
     pub(crate) fn slots(&self) -> Vec<Slot> {

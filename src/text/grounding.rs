@@ -30,6 +30,16 @@ impl Dialect {
         Dialect::NAMES.into_iter().find_map(|(prefix, dialect)| name.starts_with(prefix).then_some(dialect))
     }
 
+    /// The dialect whose tags occur in `text`.
+    pub fn of_text(text: &str) -> Option<Dialect> {
+        let has = |tags: &[&str]| tags.iter().any(|tag| text.contains(tag));
+        match () {
+            () if has(&["<box>", "<quad>", "<ref>"]) => Some(Dialect::Qwen),
+            () if has(&["{<", "<p>"]) => Some(Dialect::MiniGptV2),
+            () => None,
+        }
+    }
+
     /// The tags, some of which may be control tokens.
     pub fn tags(self) -> &'static [&'static str] {
         match self {
@@ -351,6 +361,7 @@ fn upright(corners: &[[f64; 2]]) -> Vec<[f64; 2]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::{StreamDecoder, Tokenizer};
     use proptest::prelude::*;
 
     /// The text that is shown, and the places with their labels.
@@ -457,6 +468,23 @@ mod tests {
     }
 
     #[test]
+    fn tags_that_are_control_tokens_arrive() {
+        let tags = Dialect::Qwen.tags();
+        let tokenizer = Tokenizer::bytes(&[tags, &["<|im_end|>"]].concat());
+        let text = "a <ref>cat</ref><box>(1,2),(3,4)</box><|im_end|>!";
+        let tokens = tokenizer.encode(text, false, true);
+        let shown = tags.iter().filter_map(|tag| tokenizer.token_id(tag)).collect::<Vec<_>>();
+        assert_eq!(shown.len(), 6);
+        let decoded = |mut decoder: StreamDecoder<'_>| tokens.iter().map(|t| decoder.push(*t)).collect::<Vec<_>>();
+        let hidden = decoded(StreamDecoder::new(&tokenizer));
+        assert_eq!(hidden.concat(), "a cat(1,2),(3,4)!");
+        let pieces = decoded(StreamDecoder::new(&tokenizer).with_shown(shown));
+        let (text, places) = read(Dialect::Qwen, pieces.iter().map(String::as_str));
+        assert_eq!(text, "a cat!");
+        assert_eq!(places, [place("cat", &[[0.001, 0.002], [0.003, 0.004]])]);
+    }
+
+    #[test]
     fn dialects_have_names() {
         for (name, dialect) in Dialect::NAMES {
             assert_eq!(name.parse(), Ok(dialect));
@@ -464,6 +492,9 @@ mod tests {
         }
         assert_eq!(Dialect::of_template("qwen_vl"), Some(Dialect::Qwen));
         assert_eq!(Dialect::of_template("vicuna_v1"), None);
+        assert_eq!(Dialect::of_text("a {<1><2>"), Some(Dialect::MiniGptV2));
+        assert_eq!(Dialect::of_text("a <box>"), Some(Dialect::Qwen));
+        assert_eq!(Dialect::of_text("plain"), None);
         assert!("owl".parse::<Dialect>().unwrap_err().contains("minigpt_v2"));
     }
 

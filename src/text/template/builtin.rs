@@ -324,6 +324,11 @@ impl Style {
         out
     }
 
+    /// What comes before an answer.
+    pub fn assistant_start(&self) -> &'static str {
+        self.assistant.0
+    }
+
     /// The message with the pictures in front of it written as the model expects.
     fn question<'m>(&self, content: &'m str) -> Cow<'m, str> {
         if self.image == Image::Plain || !content.starts_with(IMAGE_MARKER) {

@@ -124,7 +124,19 @@ impl ChatTemplate {
 
     /// The prompt, with [`IMAGE_MARKER`] where pictures go. `bos`/`eos` are the texts of these tokens. What a Jinja
     /// template refuses is a [`Format`](crate::ErrorKind::Format) error with its words.
+    ///
+    /// With `add_generation_prompt`, a last message of the assistant is the beginning of its answer: the prompt ends with it.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool, bos: &str, eos: &str) -> Result<String> {
+        if let [head @ .., begun] = messages
+            && begun.role == Role::Assistant
+            && add_generation_prompt
+        {
+            let prompt = match &self.kind {
+                Kind::Builtin(style) => style.render(head, false) + style.assistant_start(),
+                Kind::Jinja(jinja) => jinja.render(head, true, bos, eos)?,
+            };
+            return Ok(prompt + &begun.content);
+        }
         match &self.kind {
             Kind::Builtin(style) => Ok(style.render(messages, add_generation_prompt)),
             Kind::Jinja(jinja) => jinja.render(messages, add_generation_prompt, bos, eos),
