@@ -62,15 +62,15 @@ impl BoxesArgs {
         Ok(dialect)
     }
 
-    /// What to ask, and how the answer begins.
-    pub fn question(&self, engine: &Engine, dialect: Option<Dialect>, prompt: Option<String>) -> (String, String) {
+    /// What to ask in a `chat`, or without one, and how the answer begins.
+    pub fn question(&self, chat: bool, dialect: Option<Dialect>, prompt: Option<String>) -> (String, String) {
         let (Some(phrase), Some(dialect)) = (&self.find, dialect) else {
             return (prompt.unwrap_or_default(), String::new());
         };
         let (question, begun) = dialect.find(phrase);
         // A model that only goes on from text is asked by the beginning of the answer alone.
-        let asked = engine.template().name() != "plain" || begun.is_empty();
-        (prompt.unwrap_or(if asked { question } else { String::new() }), begun)
+        let question = if chat || begun.is_empty() { question } else { String::new() };
+        (prompt.unwrap_or(question), begun)
     }
 }
 

@@ -266,7 +266,8 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     }
 
     let dialect = args.boxes.dialect(&engine)?;
-    let (question, begun) = args.boxes.question(&engine, dialect, prompt_text);
+    let chat = !args.no_conversation && engine.template().name() != "plain";
+    let (question, begun) = args.boxes.question(chat, dialect, prompt_text);
     let begun = begin_answer.unwrap_or(begun);
 
     let mut session = Session::new(&engine, &options, &cancel)?;

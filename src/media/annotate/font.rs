@@ -1,5 +1,5 @@
-//! A small font of strokes, drawn for labels: Latin with accents, Greek and Cyrillic capitals that look alike, Cyrillic,
-//! digits and punctuation. It has no curves that a pen with a round nib would not draw, and so scales to any size.
+//! A small font of strokes, drawn for labels: Latin with accents, Cyrillic, the Greek capitals that look alike, digits and
+//! punctuation. It has no curves that a pen with a round nib would not draw, and so scales to any size.
 //!
 //! Glyphs stand on y = 0; capitals reach to 14, small letters to 10. A stroke is a row of points; `q` in front of a point
 //! makes it the control point of a quadratic curve to the next. `/` lifts the pen.
@@ -11,7 +11,7 @@ pub const CAPITALS: f64 = 14.0;
 /// Width of the pen.
 pub const PEN: f64 = 1.9;
 /// From the edge of one glyph to the next.
-const GAP: f64 = 2.9;
+const GAP: f64 = 3.0;
 /// Width of a blank.
 const BLANK: f64 = 3.2;
 /// From capitals to Cyrillic small letters, most of which have their form.
@@ -143,7 +143,7 @@ const GLYPHS: &[(char, f64, &str)] = &[
     (
         'æ',
         12.6,
-        "6.4,5.1 12.6,5.1 q12.6,10 9.4,10 q6.4,10 6.4,5 q6.4,0 9.4,0 q11.6,0 12.2,2.1/6.4,5 q6.4,10 3.2,10 q0,10 0,5 q0,0 3.2,0 q6.4,0 6.4,5",
+        "6.4,5.1 12.6,5.1 q12.6,10 9.4,10 q6.4,10 6.4,5 q6.4,0 9.4,0 q11.6,0 12.2,2.1/6.4,5 q6.4,10 3.2,10 q0,10 0,5 q0,0 3.2,0 q6.4,0 6.4,5/6.4,10 6.4,0",
     ),
     ('Æ', 14.0, "0,0 6.4,14 14,14/7.4,14 7.4,0 14,0/2.2,4.8 7.4,4.8/7.4,7.3 13,7.3"),
     (

@@ -28,7 +28,7 @@ pub struct Layout {
 /// Colours that stand apart from each other and from most photographs.
 pub const PALETTE: [[u8; 3]; 10] = [
     [0xf2, 0x4b, 0x5e],
-    [0x16, 0xb8, 0xa6],
+    [0x10, 0xa3, 0x94],
     [0xff, 0xb0, 0x20],
     [0x4c, 0x86, 0xf7],
     [0xa6, 0x5c, 0xf0],
@@ -42,7 +42,7 @@ pub const PALETTE: [[u8; 3]; 10] = [
 /// Black or white, whichever is easier to read on `color`.
 pub fn text_color([r, g, b]: [u8; 3]) -> [u8; 3] {
     let light = 0.299 * f64::from(r) + 0.587 * f64::from(g) + 0.114 * f64::from(b);
-    if light > 160.0 { [0x18, 0x18, 0x1b] } else { [0xff; 3] }
+    if light > 150.0 { [0x18, 0x18, 0x1b] } else { [0xff; 3] }
 }
 
 /// Width of `text` in ems: as the font has it, else as fonts usually do.
@@ -135,11 +135,16 @@ fn place(
         let rect = [at[0], at[1], at[0] + size[0], at[1] + size[1]];
         let shifted = ((at[0] - x).abs() + (at[1] - y).abs()) / em;
         let whole = size[0] * size[1];
-        let hidden: f64 = taken.iter().map(|other| overlap(rect, grown(*other, 0.1 * em))).sum();
-        let others: f64 = boxes.iter().filter(|other| **other != of).map(|other| overlap(rect, *other)).sum();
-        let own = overlap(rect, of);
-        let cost = 100.0 * hidden + 0.6 * others + 0.4 * own;
-        (cost / whole + 0.25 * shifted + 0.02 * rank as f64, rect)
+        let labels: f64 = taken.iter().map(|other| overlap(rect, grown(*other, 0.1 * em))).sum();
+        // What a box loses matters, less so how much of the plate lies on it.
+        let boxes = boxes.iter().map(|other| {
+            let hidden = overlap(rect, *other);
+            let area = ((other[2] - other[0]) * (other[3] - other[1])).max(1.0);
+            hidden / area + 0.1 * hidden / whole
+        });
+        let below = if rank >= 4 { 0.2 } else { 0.0 };
+        let cost = 100.0 * labels / whole + boxes.sum::<f64>() + 0.25 * shifted + 0.02 * rank as f64 + below;
+        (cost, rect)
     });
     let (_, rect) = candidates.min_by(|a, b| a.0.total_cmp(&b.0))?;
     let baseline = (rect[1] + rect[3] + em * font::CAPITALS / font::EM) / 2.0;
