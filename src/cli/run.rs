@@ -266,7 +266,8 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     }
 
     let dialect = args.boxes.dialect(&engine)?;
-    let chat = !args.no_conversation && engine.template().name() != "plain";
+    let template = engine.template().name();
+    let chat = !args.no_conversation && template != "plain" && !template.ends_with("_base");
     let (question, begun) = args.boxes.question(chat, dialect, prompt_text);
     let begun = begin_answer.unwrap_or(begun);
 

@@ -406,6 +406,6 @@ mod tests {
         assert!((width("II") - (2.0 * PEN + GAP)).abs() < 1e-9);
         assert!(width("a b") > width("ab"));
         assert!(text("猫").is_none());
-        assert_eq!(text("Жук").unwrap().segments.is_empty(), false);
+        assert!(!text("Жук").unwrap().segments.is_empty());
     }
 }
