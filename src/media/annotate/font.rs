@@ -11,9 +11,9 @@ pub const CAPITALS: f64 = 14.0;
 /// Width of the pen.
 pub const PEN: f64 = 1.9;
 /// From the edge of one glyph to the next.
-const GAP: f64 = 3.0;
+const GAP: f64 = 2.05;
 /// Width of a blank.
-const BLANK: f64 = 3.2;
+const BLANK: f64 = 4.1;
 /// From capitals to Cyrillic small letters, most of which have their form.
 const SMALL: f64 = 10.0 / 14.0;
 
@@ -299,7 +299,7 @@ pub fn text(text: &str) -> Option<Text> {
         }
         let width = glyph(c, x, &mut segments)?;
         end = x + width + PEN / 2.0;
-        x += width + PEN / 2.0 + GAP;
+        x += width + PEN + GAP;
     }
     Some(Text { width: end, segments })
 }
