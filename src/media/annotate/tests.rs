@@ -1,3 +1,5 @@
+//! What is drawn where.
+
 use super::canvas::overlap;
 use super::layout::{Layout, PALETTE};
 use super::*;
