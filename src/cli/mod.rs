@@ -2,6 +2,7 @@
 
 mod arguments;
 mod bench;
+mod boxes;
 mod convert;
 mod image_tokens;
 mod imatrix;
@@ -38,6 +39,7 @@ struct Cli {
 enum Command {
     Run(Box<run::Args>),
     Bench(Box<bench::Args>),
+    Boxes(boxes::Args),
     Perplexity(Box<perplexity::Args>),
     Plan(Box<plan::Args>),
     Convert(convert::Args),
@@ -111,6 +113,7 @@ fn start(matches: &ArgMatches, notes: Vec<String>) -> Result<()> {
     match cli.command {
         Command::Run(args) => run::run(&args, &notes),
         Command::Bench(args) => bench::run(&args, &notes),
+        Command::Boxes(args) => boxes::run(&args),
         Command::Perplexity(args) => perplexity::run(&args, &notes),
         Command::Plan(args) => plan::run(&args, &notes),
         Command::Convert(args) => convert::run(&args),

@@ -5,6 +5,7 @@ pub(super) mod report;
 mod sampling;
 
 use super::arguments::unescape;
+use super::boxes::{self, BoxesArgs};
 use super::image_tokens::ImageTokensArgs;
 use super::plan::{MemoryArgs, flags};
 use super::{catch_ctrl_c, n_threads, printable, printed, read_text, say};
@@ -116,6 +117,10 @@ pub struct Args {
     #[arg(long, help_heading = "Prompt")]
     no_conversation: bool,
 
+    /// Text that the answer has to begin with
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Answer")]
+    begin_answer: Option<String>,
+
     /// Text that ends the answer; may be repeated
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Answer")]
     reverse_prompt: Vec<String>,
@@ -145,6 +150,9 @@ pub struct Args {
 
     #[command(flatten, next_help_heading = "Memory and speed")]
     keep: keep::KeepArgs,
+
+    #[command(flatten, next_help_heading = "Boxes")]
+    boxes: BoxesArgs,
 
     #[command(flatten)]
     sampling: sampling::SamplingArgs,
@@ -240,7 +248,19 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         note("memory is not locked");
     }
     let sources = image_sources(&args.image)?;
-    let prompt_text = prompt_text(args)?;
+    let targets = args.boxes.targets(sources.len())?;
+    let begin_answer =
+        args.begin_answer.as_ref().map(|text| if args.no_escape { text.clone() } else { unescape(text) });
+    if args.json && targets.iter().any(|target| target.is_stdout()) {
+        bail!(
+            Usage,
+            "--json has the boxes in it, and standard output holds one file only: leave --boxes - or --find out"
+        );
+    }
+    let prompt_text = match args.boxes.find.is_some() && args.prompt.is_none() && args.file.is_none() {
+        true => None,
+        false => Some(prompt_text(args)?),
+    };
     let system = system_prompt(args)?;
 
     let start = Instant::now();
@@ -263,12 +283,20 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         note(&format!("the model was trained with {} tokens of context, -c asks for more", engine.n_ctx_train()));
     }
 
+    let dialect = args.boxes.dialect(&engine)?;
+    let template = engine.template().name();
+    let chat = !args.no_conversation && template != "plain" && !template.ends_with("_base");
+    let (question, begun) = args.boxes.question(chat, dialect, prompt_text);
+    let begun = begin_answer.unwrap_or(begun);
+
     let mut session = Session::new(&engine, &options, &cancel)?;
     args.keep.restore(&mut session, &options.sampler)?;
 
     let started = Instant::now();
     let decode = DecodeOptions { background: args.background, ..DecodeOptions::default() };
     let mut images = Vec::new();
+    // Answers point at the last picture.
+    let mut shown = None;
     for source in sources {
         let start = Instant::now();
         let image = media::load(&source, &decode)?;
@@ -281,22 +309,26 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         report.n_image += encoded.n_tokens();
         report.n_image_all += encoded.n_tokens_all();
         images.push(encoded);
+        shown = targets.iter().any(|target| target.wants_picture()).then_some(image);
     }
     progress.finish();
     keep::notes(&engine).iter().for_each(|text| note(text));
 
-    let user = place_images(&prompt_text, images.len())?;
+    let user = place_images(&question, images.len())?;
     let start = Instant::now();
     progress.start("reading prompt");
     let mut show = |done: f32| progress.set(done);
     report.n_prompt = if args.no_conversation {
-        session.sync(&engine.prompt(&(system.unwrap_or_default() + &user), &images)?, Some(&mut show))?
+        session.sync(&engine.prompt(&(system.unwrap_or_default() + &user + &begun), &images)?, Some(&mut show))?
     } else {
         let mut conversation = Conversation::default();
         if let Some(content) = system {
             conversation.push(Message { role: Role::System, content }, &[])?;
         }
         conversation.push(Message { role: Role::User, content: user }, &images)?;
+        if !begun.is_empty() {
+            conversation.push(Message { role: Role::Assistant, content: begun.clone() }, &[])?;
+        }
         session.chat(&conversation, Some(&mut show))?
     };
     drop(images);
@@ -309,13 +341,15 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         stop.extend_from_slice(engine.template().stop_strings());
     }
     let n_predict = usize::try_from(args.n_predict).ok();
-    let generation = Generation { n_predict, stop };
+    let label = args.boxes.find.clone().unwrap_or_default();
+    let generation = Generation { n_predict, stop, dialect, label, begun };
+    let prints = !args.json && !targets.iter().any(|target| target.is_stdout());
     let mut output = Output::new();
     let start = Instant::now();
     let mut first = None;
     let answer = session.generate(&generation, &mut |text| {
         first.get_or_insert_with(|| started.elapsed());
-        if args.json { ControlFlow::Continue(()) } else { output.write(text) }
+        if prints { output.write(text) } else { ControlFlow::Continue(()) }
     })?;
     report.generate = start.elapsed();
     args.keep.after_answer(&session)?;
@@ -325,8 +359,14 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     if args.json {
         let _ = output.write(&format!("{:#}", report.json(&engine, &session, &answer)));
     }
-    let _ = output.write_raw("\n");
+    if prints || args.json {
+        let _ = output.write_raw("\n");
+    }
     output.finish()?;
+    boxes::write_all(&targets, &answer.regions, shown.as_ref(), &note)?;
+    if answer.regions.is_empty() && !targets.is_empty() {
+        note(&format!("there are no boxes in the answer: {}", answer.text.trim()));
+    }
     if !args.json {
         if answer.finish == Finish::ContextFull {
             note(&format!(

@@ -12,7 +12,7 @@ use crate::media::preprocess::{Fit, Preprocess};
 use crate::ops::{Collector, Cx, Trace};
 use crate::tensor::{Loader, Loading, Precision, Prepare};
 use crate::text::template::{IMAGE_MARKER, Message, Part, Parts};
-use crate::text::{ChatTemplate, Tokenizer};
+use crate::text::{ChatTemplate, Dialect, Tokenizer};
 use crate::{Error, Result, bail, unless_stopped};
 use mmq_kernels::{Activations, Dtype};
 use sha2::{Digest, Sha256};
@@ -286,6 +286,12 @@ impl Engine {
         &self.template
     }
 
+    /// How the model writes places in pictures, if it is known to: by its template, or by control tokens of the vocabulary.
+    pub fn dialect(&self) -> Option<Dialect> {
+        let of_qwen = || Dialect::Qwen.tags().iter().all(|tag| self.tokenizer.token_id(tag).is_some());
+        Dialect::of_template(self.template.name()).or_else(|| of_qwen().then_some(Dialect::Qwen))
+    }
+
     /// The context that the model was trained with, in tokens.
     pub fn n_ctx_train(&self) -> usize {
         self.text.n_ctx_train()
@@ -313,7 +319,8 @@ impl Engine {
     /// As [`Engine::n_image_tokens`].
     pub(crate) fn placeholder(&self, width: usize, height: usize) -> Result<Arc<EncodedImage>> {
         let n_tokens = self.n_image_tokens(width, height)?;
-        let header = ImageHeader { id: ImageId([0; 16]), n_tokens, n_tokens_all: n_tokens };
+        let view = self.vision()?.preprocess().view(width, height);
+        let header = ImageHeader { id: ImageId([0; 16]), n_tokens, n_tokens_all: n_tokens, view };
         Ok(Arc::new(EncodedImage::restored(header, Vec::new())))
     }
 
@@ -427,7 +434,8 @@ impl Engine {
             }
         };
         let n_tokens = rows.len() / vision.n_embd();
-        Ok(Arc::new(EncodedImage { rows, n_tokens, n_tokens_all: n_all, id }))
+        let view = vision.preprocess().view(image.width, image.height);
+        Ok(Arc::new(EncodedImage { rows, n_tokens, n_tokens_all: n_all, id, view }))
     }
 
     /// The vision encoder, made for one picture.
@@ -474,7 +482,8 @@ impl Engine {
     }
 
     /// Writes a conversation with the chat template; the answer comes next. Each [`IMAGE_MARKER`] in the messages stands
-    /// for the next of `images`.
+    /// for the next of `images`. A last message of the assistant is the beginning of the answer, which the model goes on
+    /// from: tell [`Generation::begun`](super::Generation::begun).
     pub fn chat_prompt(&self, messages: &[Message], images: &[Arc<EncodedImage>]) -> Result<Prompt> {
         let text = |token: Option<u32>| {
             token.map_or(String::new(), |t| String::from_utf8_lossy(&self.tokenizer.piece(t, true)).into_owned())

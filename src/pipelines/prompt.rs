@@ -1,5 +1,6 @@
 //! A prompt as the model takes it: tokens, and rows that stand for pictures.
 
+use crate::media::View;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
@@ -44,6 +45,7 @@ pub struct EncodedImage {
     pub(crate) n_tokens: usize,
     pub(crate) n_tokens_all: usize,
     pub(crate) id: ImageId,
+    pub(crate) view: View,
 }
 
 /// What a file says of an [`EncodedImage`] besides its rows.
@@ -52,6 +54,7 @@ pub(super) struct ImageHeader {
     pub id: ImageId,
     pub n_tokens: usize,
     pub n_tokens_all: usize,
+    pub view: View,
 }
 
 impl EncodedImage {
@@ -67,13 +70,13 @@ impl EncodedImage {
 
     /// What a file says of it.
     pub(super) fn header(&self) -> ImageHeader {
-        ImageHeader { id: self.id, n_tokens: self.n_tokens, n_tokens_all: self.n_tokens_all }
+        ImageHeader { id: self.id, n_tokens: self.n_tokens, n_tokens_all: self.n_tokens_all, view: self.view }
     }
 
     /// The picture that a file says this of.
     pub(super) fn restored(header: ImageHeader, rows: Vec<f32>) -> EncodedImage {
-        let ImageHeader { id, n_tokens, n_tokens_all } = header;
-        EncodedImage { rows, n_tokens, n_tokens_all, id }
+        let ImageHeader { id, n_tokens, n_tokens_all, view } = header;
+        EncodedImage { rows, n_tokens, n_tokens_all, id, view }
     }
 
     /// Bytes of its rows.
@@ -89,6 +92,11 @@ impl EncodedImage {
     /// How many it would take without [`EngineOptions::image_tokens`](super::EngineOptions::image_tokens).
     pub fn n_tokens_all(&self) -> usize {
         self.n_tokens_all
+    }
+
+    /// What the model sees of the picture.
+    pub fn view(&self) -> &View {
+        &self.view
     }
 }
 
@@ -123,6 +131,15 @@ impl Prompt {
             Piece::Image(image) => image.n_tokens,
         };
         self.pieces.iter().map(n).sum()
+    }
+
+    /// Number and view of the last picture, if there is one: the one that answers point at.
+    pub(crate) fn last_picture(&self) -> Option<(usize, View)> {
+        let pictures = self.pieces.iter().filter_map(|piece| match piece {
+            Piece::Image(image) => Some(image.view),
+            Piece::Tokens(_) => None,
+        });
+        pictures.enumerate().last()
     }
 
     pub(crate) fn slots(&self) -> Vec<Slot> {

@@ -5,6 +5,7 @@ use super::engine::Engine;
 use super::prompt::{EncodedImage, ImageHeader, ImageId, Slot};
 use super::sealed::{self, Format, Source, hex};
 use super::session::Session;
+use crate::media::View;
 use crate::text::SamplerState;
 use crate::{Result, bail};
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,8 @@ struct Header {
     n_prompt: usize,
     timeline: Vec<Run>,
     images: Vec<ImageHeader>,
+    /// See [`Session`]'s field of that name.
+    picture: Option<(usize, View)>,
     pending: Option<u32>,
     has_logits: bool,
     sampler: SamplerState,
@@ -162,6 +165,7 @@ impl Session {
             n_prompt: self.n_prompt.min(self.timeline.len()),
             timeline: runs(&self.timeline),
             images: images.iter().map(|image| image.header()).collect(),
+            picture: self.picture,
             pending: self.pending,
             has_logits: !self.logits.is_empty(),
             sampler: self.sampler.state(),
@@ -221,6 +225,7 @@ impl Session {
         self.cache = cache;
         self.timeline = timeline;
         self.images = images;
+        self.picture = header.picture;
         self.n_prompt = header.n_prompt;
         self.pending = header.pending;
         self.logits = logits;

@@ -3,9 +3,12 @@
 use super::conversation::Conversation;
 use super::engine::{Engine, rising};
 use super::prompt::{EncodedImage, Piece, Prompt, Slot};
+use super::regions::Region;
 use crate::architectures::Logits;
 use crate::blocks::kv_cache::{KvCache, KvType, KvTypes};
+use crate::media::View;
 use crate::ops::{Collector, Cx, Trace};
+use crate::text::grounding::{Dialect, Grounding, Span};
 use crate::text::stop::StopMatcher;
 use crate::text::{Sampler, SamplerParams, StreamDecoder};
 use crate::{Error, ErrorKind, Result, bail};
@@ -82,13 +85,20 @@ impl Cancel {
     }
 }
 
-/// When an answer ends, besides the model's own wish.
+/// When an answer ends, besides the model's own wish, and how it is read.
 #[derive(Clone, Debug, Default)]
 pub struct Generation {
     /// Most tokens; `None`: until the context is full.
     pub n_predict: Option<usize>,
     /// Texts that end it; they are not part of the answer.
     pub stop: Vec<String>,
+    /// How the model writes places in pictures, usually [`Engine::dialect`]: such text becomes [`Region`]s of the last
+    /// picture. `None`, or no picture: it stays text.
+    pub dialect: Option<Dialect>,
+    /// What places are called for which the model has no words.
+    pub label: String,
+    /// The beginning of the answer that the prompt ends with: it is read and given out as such.
+    pub begun: String,
 }
 
 /// Why an answer ended.
@@ -111,10 +121,21 @@ pub enum Finish {
 pub struct Answer {
     /// The text.
     pub text: String,
+    /// The places in pictures that it points at, in order.
+    pub regions: Vec<Region>,
     /// Its tokens, without the one that ended the turn.
     pub tokens: Vec<u32>,
     /// Why it ended.
     pub finish: Finish,
+}
+
+/// What comes of an answer while it is generated.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// The next text.
+    Text(&'a str),
+    /// A place, where the text points at it.
+    Region(&'a Region),
 }
 
 /// One mutable timeline: the tokens and pictures so far, their keys and values, and the sampler.
@@ -126,6 +147,8 @@ pub struct Session {
     /// Chosen, but not yet through the model.
     pub(super) pending: Option<u32>,
     pub(super) sampler: Sampler,
+    /// The picture that answers point at: its number, and what the model sees of it.
+    pub(super) picture: Option<(usize, View)>,
     /// The pictures of the last prompt.
     pub(super) images: Vec<Arc<EncodedImage>>,
     /// Positions of the last prompt; an answer follows.
@@ -157,6 +180,7 @@ impl Session {
             timeline: Vec::new(),
             logits: Vec::new(),
             pending: None,
+            picture: None,
             sampler: Sampler::new(&options.sampler, &engine.tokenizer)?,
             images: Vec::new(),
             n_prompt: 0,
@@ -269,6 +293,7 @@ impl Session {
     fn bring(&mut self, prompt: &Prompt, progress: Option<&mut dyn FnMut(f32)>) -> Result<usize> {
         let mut progress = rising(progress);
         let slots = self.check(prompt)?;
+        self.picture = prompt.last_picture();
         self.engine.text.expect(&mut self.cache, slots.len());
         // The last token always runs again: its logits are wanted.
         let common = self.timeline.iter().zip(&slots).take_while(|(a, b)| a == b).count().min(slots.len() - 1);
@@ -556,51 +581,122 @@ impl Session {
         generation: &Generation,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Answer> {
+        self.generate_events(generation, &mut |event| match event {
+            Event::Text(text) => on_text(text),
+            Event::Region(_) => ControlFlow::Continue(()),
+        })
+    }
+
+    /// [`Session::generate`], which also tells each place in a picture as soon as the text has pointed at it.
+    ///
+    /// # Errors
+    /// As [`Session::generate`].
+    pub fn generate_events(
+        &mut self,
+        generation: &Generation,
+        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Answer> {
         let engine = self.engine.clone();
-        let mut decoder = StreamDecoder::new(&engine.tokenizer);
+        let tokenizer = &engine.tokenizer;
+        let dialect = generation.dialect.filter(|_| self.picture.is_some());
+        let tags = dialect.map_or(&[][..], Dialect::tags).iter().filter_map(|tag| tokenizer.token_id(tag));
+        let mut decoder = StreamDecoder::new(tokenizer).with_shown(tags.collect());
         let mut stop = StopMatcher::new(generation.stop.iter().cloned());
-        let mut answer = Answer { text: String::new(), tokens: Vec::new(), finish: Finish::Length };
-        let mut emit = |text: &str, answer: &mut Answer| {
-            answer.text.push_str(text);
-            if text.is_empty() { ControlFlow::Continue(()) } else { on_text(text) }
+        let mut output = Output {
+            answer: Answer { text: String::new(), regions: Vec::new(), tokens: Vec::new(), finish: Finish::Length },
+            grounding: dialect.map(|dialect| Grounding::new(dialect).with_default_label(&generation.label)),
+            picture: self.picture,
+            on_event,
         };
-        while generation.n_predict.is_none_or(|n| answer.tokens.len() < n) {
+        let mut told = output.push(&generation.begun);
+        while told.is_continue() && generation.n_predict.is_none_or(|n| output.answer.tokens.len() < n) {
             let token = match self.next_token() {
                 Ok(Some(token)) => token,
                 Ok(None) => {
-                    answer.finish = Finish::EndOfTurn;
+                    output.answer.finish = Finish::EndOfTurn;
                     break;
                 }
                 Err(e) if e.kind() == ErrorKind::ContextFull => {
-                    answer.finish = Finish::ContextFull;
+                    output.answer.finish = Finish::ContextFull;
                     break;
                 }
                 Err(e) if e.kind() == ErrorKind::Cancelled => {
-                    answer.finish = Finish::Cancelled;
+                    output.answer.finish = Finish::Cancelled;
                     break;
                 }
                 Err(e) => return Err(e),
             };
-            answer.tokens.push(token);
+            output.answer.tokens.push(token);
             // A control token leaves no text, but may be what the caller waits for.
-            if engine.tokenizer.piece(token, false).is_empty()
-                && generation.stop.iter().any(|stop| stop == engine.tokenizer.token_text(token))
+            if tokenizer.piece(token, false).is_empty()
+                && generation.stop.iter().any(|stop| stop == tokenizer.token_text(token))
             {
-                answer.finish = Finish::Stop;
+                output.answer.finish = Finish::Stop;
                 break;
             }
             let (text, stopped) = stop.push(&decoder.push(token));
-            if emit(&text, &mut answer).is_break() {
-                answer.finish = Finish::Cancelled;
-                return Ok(answer);
-            }
+            told = output.push(&text);
             if stopped {
-                answer.finish = Finish::Stop;
-                return Ok(answer);
+                output.answer.finish = Finish::Stop;
+                break;
             }
         }
-        let (rest, _) = stop.push(&decoder.finish());
-        let _ = emit(&(rest + &stop.finish()), &mut answer);
-        Ok(answer)
+        if told.is_continue() {
+            // After a stop text nothing comes of these two.
+            let (rest, _) = stop.push(&decoder.finish());
+            told = output.push(&(rest + &stop.finish()));
+        }
+        if told.is_continue() {
+            told = output.finish();
+        }
+        if told.is_break() {
+            output.answer.finish = Finish::Cancelled;
+        }
+        Ok(output.answer)
+    }
+}
+
+/// Where an answer goes.
+struct Output<'e> {
+    answer: Answer,
+    grounding: Option<Grounding>,
+    picture: Option<(usize, View)>,
+    on_event: &'e mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+}
+
+impl Output<'_> {
+    fn push(&mut self, text: &str) -> ControlFlow<()> {
+        match &mut self.grounding {
+            Some(grounding) => {
+                let spans = grounding.push(text);
+                self.tell(spans)
+            }
+            None => self.text(text),
+        }
+    }
+
+    fn finish(&mut self) -> ControlFlow<()> {
+        let spans = self.grounding.as_mut().map(Grounding::finish).unwrap_or_default();
+        self.tell(spans)
+    }
+
+    fn tell(&mut self, spans: Vec<Span>) -> ControlFlow<()> {
+        for span in spans {
+            match (span, self.picture) {
+                (Span::Place(place), Some((picture, view))) => {
+                    let region = Region::new(place, picture, &view);
+                    (self.on_event)(Event::Region(&region))?;
+                    self.answer.regions.push(region);
+                }
+                (Span::Place(_), None) => {}
+                (Span::Text(text), _) => self.text(&text)?,
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn text(&mut self, text: &str) -> ControlFlow<()> {
+        self.answer.text.push_str(text);
+        if text.is_empty() { ControlFlow::Continue(()) } else { (self.on_event)(Event::Text(text)) }
     }
 }
