@@ -3,6 +3,7 @@
 pub mod decoder;
 pub mod image_tokens;
 pub mod kv_cache;
+pub mod mmproj;
 pub mod projector;
 pub mod rope;
 pub mod saliency;
