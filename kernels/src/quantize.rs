@@ -22,7 +22,7 @@ use std::marker::PhantomData;
 /// How the blocks that stand for given weights are looked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Search {
-    /// For the least weighted squared error.
+    /// For the least squared error, weighted by importance and size.
     #[default]
     Best,
     /// As ggml's reference quantizers do: the same bytes.

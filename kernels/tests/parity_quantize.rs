@@ -115,19 +115,12 @@ fn error(table: &Kernels, dtype: Dtype, x: &[f32], w: Option<&[f32]>, n_cols: us
     (table.dequantize)(dtype, &blocks, &mut y);
     let square = |x: f32| f64::from(x) * f64::from(x);
     let mut sum = 0.0;
-    // Row by row, as weights count more the larger they are: for most types if there is an importance, for those of points
-    // always, for ternary weights and 4-bit floats never.
-    use Dtype::*;
-    let points = matches!(dtype, IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S);
-    let never = matches!(dtype, TQ1_0 | TQ2_0 | MXFP4 | NVFP4);
+    // Row by row, as weights count more the larger they are, but for ternary weights and 4-bit floats.
+    let alike = matches!(dtype, Dtype::TQ1_0 | Dtype::TQ2_0 | Dtype::MXFP4 | Dtype::NVFP4);
     for (x, y) in x.chunks(256).zip(y.chunks(256)) {
         let mean = x.iter().map(|x| square(*x)).sum::<f64>() / 256.0;
         for (i, (x, y)) in x.iter().zip(y).enumerate() {
-            let size = match w {
-                _ if points => (2.0 * mean + square(*x)).sqrt(),
-                Some(_) if !never => (mean + square(*x)).sqrt(),
-                _ => 1.0,
-            };
+            let size = if alike { 1.0 } else { (2.0 * mean + square(*x)).sqrt() };
             sum += w.map_or(1.0, |w| f64::from(w[i])) * size * square(x - y);
         }
     }

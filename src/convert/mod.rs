@@ -3,6 +3,7 @@
 //! Weights are streamed from the mapped files to the new one, some rows at a time. Everything that can be wrong with the
 //! files is looked at before the first byte is written.
 
+mod card;
 mod checkpoint;
 mod clip;
 mod config;
@@ -241,7 +242,7 @@ fn plan(options: &Options<'_>) -> Result<Vec<Plan>> {
             let mut keys =
                 vec![("general.architecture".into(), "llama".into()), ("general.type".into(), "model".into())];
             keys.extend(name::sampling(&generation)?);
-            keys.extend(name::keys(dir, &text_whole, options.name, n_params));
+            keys.extend(name::keys(dir, &text_whole, options.name, n_params)?);
             let dtype = options.dtype.unwrap_or_else(|| nearest(&tensors));
             keys.extend(config.keys(file_type(dtype)?));
             keys.push(("general.quantization_version".into(), 2u32.into()));

@@ -1,6 +1,7 @@
-//! What a model is called: `general.name` and its parts, from the name of its folder or of its repository, as llama.cpp's
-//! converter takes names such as `Llama-3.2-1B-Instruct` apart.
+//! What a model is called: `general.name` and its parts, from its card and the name of its folder or of its repository, as
+//! llama.cpp's converter takes names such as `Llama-3.2-1B-Instruct` apart.
 
+use super::card::Card;
 use super::config::Json;
 use crate::gguf::Value;
 use std::path::Path;
@@ -17,12 +18,12 @@ enum Part {
 
 /// A name taken apart.
 #[derive(Debug, Default, PartialEq)]
-struct Name {
-    name: Option<String>,
-    organization: Option<String>,
+pub(super) struct Name {
+    pub name: Option<String>,
+    pub organization: Option<String>,
     basename: Option<String>,
     finetune: Option<String>,
-    version: Option<String>,
+    pub version: Option<String>,
     size_label: Option<String>,
 }
 
@@ -32,9 +33,19 @@ pub(super) fn folder(dir: &Path) -> String {
     real.file_name().map_or_else(|| "model".to_string(), |name| name.to_string_lossy().into_owned())
 }
 
-/// `general.name` and its kin for the model of `dir` with `n_params` weights; `given` is what the user calls it.
-pub(super) fn keys(dir: &Path, json: &Json, given: Option<&str>, n_params: u64) -> Vec<(String, Value)> {
-    let mut name = Name::default();
+/// `general.name` and its kin for the model of `dir` with `n_params` weights, and what its card says besides; `given` is what the
+/// user calls it.
+pub(super) fn keys(dir: &Path, json: &Json, given: Option<&str>, n_params: u64) -> crate::Result<Vec<(String, Value)>> {
+    let card = Card::read(dir)?;
+    let text = |key: &str, more: &[&str]| card.text(&[&[key, &format!("model_{key}")], more].concat());
+    let mut name = Name {
+        name: text("name", &[]),
+        organization: text("organization", &[]),
+        basename: text("basename", &["model_type"]),
+        finetune: text("finetune", &[]),
+        version: text("version", &[]),
+        size_label: text("size_label", &[]),
+    };
     // A repository's name, and no path on somebody's computer.
     let repository = json.get("_name_or_path").and_then(|v| v.as_str());
     let repository = repository.filter(|path| path.matches('/').count() <= 1 && !path.is_empty());
@@ -55,13 +66,18 @@ pub(super) fn keys(dir: &Path, json: &Json, given: Option<&str>, n_params: u64) 
     };
     let entries = [
         ("name", name.name),
+        ("author", text("author", &["model_creator"])),
         ("version", name.version),
         ("organization", name.organization),
         ("finetune", name.finetune),
         ("basename", name.basename),
+        ("description", text("description", &[])),
         ("size_label", name.size_label),
     ];
-    entries.into_iter().filter_map(|(key, value)| Some((format!("general.{key}"), value?.into()))).collect()
+    let mut keys: Vec<(String, Value)> =
+        entries.into_iter().filter_map(|(key, value)| Some((format!("general.{key}"), value?.into()))).collect();
+    keys.extend(card.keys(n_params));
+    Ok(keys)
 }
 
 /// How a model writes its answers, from `generation_config.json`.
@@ -94,7 +110,7 @@ fn rounded(n: u64) -> String {
 }
 
 /// Words apart, with capitals unless they have some or are versions.
-fn title(id: &str) -> String {
+pub(super) fn title(id: &str) -> String {
     let word = |word: &str| {
         let lower = word.chars().any(char::is_lowercase) && !word.chars().any(char::is_uppercase);
         let version = word.strip_prefix('v').is_some_and(is_number) || word.starts_with(|c: char| c.is_ascii_digit());
@@ -117,7 +133,8 @@ fn is_number(text: &str) -> bool {
     text.split('.').all(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
-fn take_apart(id: &str, n_params: u64) -> Name {
+/// A folder's or a repository's name taken apart.
+pub(super) fn take_apart(id: &str, n_params: u64) -> Name {
     if id.contains(' ') {
         return Name { name: Some(id.to_string()), ..Name::default() };
     }

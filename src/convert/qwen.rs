@@ -61,7 +61,7 @@ pub(super) fn plan(options: &Options<'_>, json: &Json) -> Result<Vec<Plan>> {
         let mut keys: Vec<(String, Value)> =
             vec![("general.architecture".into(), "qwen".into()), ("general.type".into(), "model".into())];
         keys.extend(name::sampling(&generation)?);
-        keys.extend(name::keys(dir, json, options.name, n_params(&tensors)));
+        keys.extend(name::keys(dir, json, options.name, n_params(&tensors))?);
         keys.extend(text.keys(file_type(dtype)?));
         keys.push(("general.quantization_version".into(), 2u32.into()));
         keys.extend(vocab.keys);

@@ -66,14 +66,14 @@ pub(crate) fn invert<V: Lanes>(x: V) -> V {
     (V::splat(1.0) / x).keep(x.ne(V::splat(0.0)))
 }
 
-/// Weights divided by their sum; all alike where they have none.
+/// Weights divided by their sum; all alike where it is 0 or no number.
 #[inline(always)]
 pub(crate) fn normalize<V: Lanes>(w: &mut [V]) {
     let mut sum = V::splat(0.0);
     for &w in w.iter() {
         sum = sum + w;
     }
-    let some = sum.gt(V::splat(0.0));
+    let some = V::and(sum.gt(V::splat(0.0)), sum.lt(V::splat(f32::INFINITY)));
     let factor = V::splat(1.0) / sum;
     for w in w {
         *w = V::select(some, *w * factor, V::splat(1.0));
