@@ -2,6 +2,7 @@
 
 pub mod llama;
 pub mod llava;
+pub mod minigpt4;
 
 use crate::blocks::image_tokens::ImageTokens;
 use crate::blocks::kv_cache::{KvCache, KvTypes};
@@ -14,7 +15,7 @@ use crate::{Result, bail};
 use std::cell::RefCell;
 
 /// Every architecture that mmq runs.
-pub const ARCHITECTURES: &[&Architecture] = &[&llama::ARCH, &llava::ARCH];
+pub const ARCHITECTURES: &[&Architecture] = &[&llama::ARCH, &llava::ARCH, &minigpt4::ARCH];
 
 /// An architecture: how to recognise its files and how to load them.
 pub struct Architecture {

@@ -1,4 +1,4 @@
-//! Chat templates: the GGUF's own through minijinja, and LLaVA's and llama.cpp's well-known ones built in.
+//! Chat templates: the GGUF's own through minijinja; LLaVA's, MiniGPT-4's and llama.cpp's well-known ones built in.
 
 mod builtin;
 mod date;
@@ -76,10 +76,16 @@ impl ChatTemplate {
         builtin::names()
     }
 
-    /// The template that fits the files: for a pair known as one of LLaVA's what its authors used, whose `\n` after the
+    /// The template that fits the files: the built-in one that the mmproj names (`clip.chat_template`); for a pair known as one of LLaVA's what its authors used, whose `\n` after the
     /// picture the text model's own template does not have; else `tokenizer.chat_template`; else one whose control tokens
     /// the vocabulary has, or `plain`, which only joins the messages.
     pub fn pick(text: &Metadata, mmproj: Option<&Metadata>) -> Result<ChatTemplate> {
+        const KEY: &str = "clip.chat_template";
+        if let Some(mmproj) = mmproj
+            && let Some(name) = mmproj.str(KEY)?
+        {
+            return ChatTemplate::new(name).map_err(|e| e.context(format!("{}: {KEY}", mmproj.file())));
+        }
         let llava = match mmproj {
             Some(mmproj) => is_llava(mmproj)?,
             None => false,
