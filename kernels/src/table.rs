@@ -80,6 +80,8 @@ pub struct Kernels {
     pub to_f16: fn(&[f32], &mut [u16]),
     /// Rotates neighbouring pairs `(x[2i], x[2i+1])` by `(cos[i], sin[i])`.
     pub rope: fn(&mut [f32], &[f32], &[f32]),
+    /// Rotates pairs of the two halves of `x: [2n]`, `(x[i], x[n + i])`, by `(cos[i], sin[i])`.
+    pub rope_half: fn(&mut [f32], &[f32], &[f32]),
     /// Expands F16 bits to floats.
     pub from_f16: fn(&[u16], &mut [f32]),
     /// Advances query rows by one tile of keys and values: the inner step of [`crate::attention()`].

@@ -6,6 +6,7 @@ pub mod kv_cache;
 pub mod mmproj;
 pub mod projector;
 pub mod qformer;
+pub mod resampler;
 pub mod rope;
 pub mod saliency;
 pub mod select;

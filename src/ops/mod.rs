@@ -194,6 +194,16 @@ pub fn linear<const N: usize>(cx: &mut Cx<'_>, x: &[f32], norm: Norm<'_>, layers
     products(cx, x, norm, run);
 }
 
+/// `layer(norm(x))` of what is the same for every input, computed as the weights are loaded; nothing where nothing will be run.
+pub fn linear_at_load(loader: Loader<'_>, x: &[f32], norm: Norm<'_>, layer: &Linear) -> Vec<f32> {
+    let Some(prepare) = loader.loading.prepare else { return Vec::new() };
+    let mut out = vec![0.0; layer.n_out(x.len())];
+    let input = Input { x, n_cols: layer.weight.n_cols(), norm };
+    let mut product = [layer.product(Then::Store, &mut out)];
+    mmq_kernels::matmul(prepare.team(), input, &mut Activations::default(), &mut product);
+    out
+}
+
 /// `residual += layer(x)`, with `residual: [n_tokens, n_out]`.
 pub fn linear_add(cx: &mut Cx<'_>, x: &[f32], layer: &Linear, residual: &mut [f32]) {
     collect(cx, x, Norm::None, &[layer]);
@@ -282,15 +292,28 @@ pub fn activate(cx: &Cx<'_>, activation: Activation, x: &mut [f32], width: usize
     rows(cx, x, width, &|_, row| f(row));
 }
 
+/// Which elements of a head are turned together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairs {
+    /// `(x[2i], x[2i + 1])`: rows of `attn_q` and `attn_k` are in GGUF's order for LLaMA.
+    Neighbours,
+    /// `(x[i], x[i + n_rot / 2])`: rows are in Hugging Face's order ("NeoX").
+    Halves,
+}
+
 /// Rotates the first `2 · cos[t].len()` elements of each head of token `t` by pairs: `x: [n_tokens, n_head, head_dim]`,
 /// `cos` and `sin`: `[n_tokens, n_rot / 2]`.
-pub fn rope(cx: &Cx<'_>, x: &mut [f32], n_head: usize, head_dim: usize, cos: &[f32], sin: &[f32]) {
+pub fn rope(cx: &Cx<'_>, x: &mut [f32], n_head: usize, head_dim: usize, pairs: Pairs, (cos, sin): (&[f32], &[f32])) {
     let width = n_head * head_dim;
     let half = cos.len() / (x.len() / width);
+    let rotate = match pairs {
+        Pairs::Neighbours => cx.device.kernels.rope,
+        Pairs::Halves => cx.device.kernels.rope_half,
+    };
     rows(cx, x, width, &|t, row| {
         for head in row.chunks_exact_mut(head_dim) {
             let at = t * half..(t + 1) * half;
-            (cx.device.kernels.rope)(&mut head[..2 * half], &cos[at.clone()], &sin[at]);
+            rotate(&mut head[..2 * half], &cos[at.clone()], &sin[at]);
         }
     });
 }

@@ -202,6 +202,19 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As there; a part of a packed matrix that does not begin and end with a panel.
     pub fn vision_weight_part(&self, name: &str, n_rows: usize, n_cols: usize, part: Range<usize>) -> Result<Weight> {
+        self.for_vision(self.matrix_part(name, n_rows, n_cols, part)?)
+    }
+
+    /// Rows `part` of a matrix `[n_rows, n_cols]`, as [`Loader::weight`] would load them.
+    ///
+    /// # Errors
+    /// As there; a part of a packed matrix that does not begin and end with a panel.
+    pub fn weight_part(&self, name: &str, n_rows: usize, n_cols: usize, part: Range<usize>) -> Result<Weight> {
+        self.prepared(self.matrix_part(name, n_rows, n_cols, part)?)
+    }
+
+    /// Rows `part` of a matrix, as they are stored.
+    fn matrix_part(&self, name: &str, n_rows: usize, n_cols: usize, part: Range<usize>) -> Result<Weight> {
         let whole = self.matrix(name, n_rows, n_cols)?;
         let is_panels = |row: usize| row == n_rows || row.is_multiple_of(PANEL_ROWS);
         if whole.layout == Layout::Panels && !(is_panels(part.start) && is_panels(part.end)) {
@@ -210,7 +223,7 @@ impl<'a> Loader<'a> {
         }
         let row_bytes = whole.bytes.len() / n_rows;
         let bytes = whole.bytes.slice(part.start * row_bytes..part.end * row_bytes);
-        self.for_vision(Weight { n_rows: part.len(), bytes, ..whole })
+        Ok(Weight { n_rows: part.len(), bytes, ..whole })
     }
 
     /// A stored matrix in [`Loading::vision`] precision.
