@@ -1,8 +1,9 @@
-"""Writes models of true shapes with random weights, for timing: a LLaMA text model and LLaVA's mmproj for it, or Qwen-VL's two files.
+"""Writes models of true shapes with random weights, for timing: a LLaMA text model and LLaVA's or MiniGPT-4's mmproj for it, or Qwen-VL's two files.
 
     python benches/random_model.py --shape 1.1b --type Q4_0 --out DIR
+    python benches/random_model.py --shape 7b --type none --vision minigpt4 --vision-type Q8_0 --out DIR
 
-makes DIR/1.1b-Q4_0.gguf and DIR/mmproj-1.1b-F16.gguf. Answers are noise; the work is real. The words w0 w1 w2 … are one
+The first makes DIR/1.1b-Q4_0.gguf and DIR/mmproj-1.1b-F16.gguf, the second DIR/mmproj-minigpt4-7b-Q8_0.gguf alone. Answers are noise; the work is real. The words w0 w1 w2 … are one
 token each. Tensors are written one by one, so that a model may be larger than memory. Needs numpy and gguf.
 """
 
@@ -252,17 +253,100 @@ def mmproj(path, n_out, dtype, qwen=False):
     out.save()
 
 
+class Vision(Writer):
+    """An mmproj whose matrices are of one type."""
+
+    def __init__(self, path, dtype, keys):
+        super().__init__(path, "clip")
+        self.dtype = dtype
+        self.w.add_bool("clip.has_vision_encoder", True)
+        for key, value in keys.items():
+            add = {str: self.w.add_string, bool: self.w.add_bool, int: self.w.add_uint32, float: self.w.add_float32}
+            add[type(value)](f"clip.{key}", value)
+
+    def linear(self, tensor, n_rows, n_cols, bias=True):
+        self.random(f"{tensor}.weight", (n_rows, n_cols), self.dtype)
+        if bias:
+            self.vector(f"{tensor}.bias", np.zeros(n_rows))
+
+    def norm(self, tensor, n):
+        self.vector(f"{tensor}.weight", np.ones(n))
+        self.vector(f"{tensor}.bias", np.zeros(n))
+
+
+def minigpt4(path, n_out, dtype, image_size=224, qformer=True):
+    """EVA-CLIP ViT-g with the Q-Former, or four patches to a row."""
+    d, n_ff, n_layer, n_head, patch = 1408, 6144, 39, 16, 14
+    width, n_query = 768, 32
+    keys = {
+        "projector_type": "qformer" if qformer else "concat4_linear",
+        "chat_template": "minigpt4" if qformer else "minigpt_v2",
+        "vision.image_size": image_size, "vision.patch_size": patch, "vision.embedding_length": d,
+        "vision.feed_forward_length": n_ff, "vision.block_count": n_layer, "vision.attention.head_count": n_head,
+        "vision.attention.layer_norm_epsilon": 1e-6, "vision.final_norm_epsilon": 1e-5, "vision.activation": "gelu_erf",
+        "vision.has_class_token": True, "vision.resize_mode": "squash_bicubic",
+    }  # fmt: skip
+    if qformer:
+        keys |= {
+            "qformer.block_count": 12, "qformer.embedding_length": width, "qformer.head_count": 12,
+            "qformer.feed_forward_length": 3072, "qformer.query_count": n_query, "qformer.cross_attention_frequency": 2,
+            "qformer.layer_norm_epsilon": 1e-12, "qformer.activation": "gelu_erf",
+        }  # fmt: skip
+    out = Vision(path, dtype, keys)
+    out.random("v.patch_embd.weight", (d, 3, patch, patch), Type.F16, 0.04)
+    out.vector("v.patch_embd.bias", np.zeros(d))
+    out.vector("v.class_embd", rng.standard_normal(d))
+    out.random("v.position_embd.weight", ((image_size // patch) ** 2 + 1, d), Type.F32, 0.1)
+    for i in range(n_layer):
+        at = f"v.blk.{i}"
+        out.norm(f"{at}.ln1", d)
+        out.norm(f"{at}.ln2", d)
+        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            out.linear(f"{at}.{name}", d, d, bias=name != "attn_k")
+        out.linear(f"{at}.ffn_up", n_ff, d)
+        out.linear(f"{at}.ffn_down", d, n_ff)
+    out.norm("v.post_ln", d)
+    if not qformer:
+        out.linear("mm.0", n_out, 4 * d)
+        return out.save()
+    out.random("qf.query", (n_query, width), Type.F32, 0.02)
+    out.norm("qf.embd_norm", width)
+    for i in range(12):
+        for name, n_in in [("attn", width)] + [("xattn", d)] * (i % 2 == 0):
+            at = f"qf.blk.{i}.{name}"
+            for part, n_cols in (("q", width), ("k", n_in), ("v", n_in), ("out", width)):
+                out.linear(f"{at}_{part}", width, n_cols)
+            out.norm(f"{at}_norm", width)
+        out.linear(f"qf.blk.{i}.ffn_up", 3072, width)
+        out.linear(f"qf.blk.{i}.ffn_down", width, 3072)
+        out.norm(f"qf.blk.{i}.ffn_norm", width)
+    out.linear("mm.0", n_out, width)
+    out.save()
+
+
+VISION = {
+    "minigpt4": ("mmproj-minigpt4", minigpt4),
+    "minigpt-v2": ("mmproj-minigpt-v2", lambda *args: minigpt4(*args, image_size=448, qformer=False)),
+}
+
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--shape", choices=SHAPES, default="1.1b")
-parser.add_argument("--type", action="append", help="a type (Q4_0, Q4_K, Q8_0, F16 …) or a mix (Q4_K_M); may be repeated [Q4_0]")
+parser.add_argument("--type", action="append", help="a type (Q4_0, Q4_K, Q8_0, F16 …) or a mix (Q4_K_M), none: no text model; may be repeated [Q4_0]")
+parser.add_argument("--vision", choices=["llava", *VISION], default="llava", help="whose encoder the mmproj is [llava]")
 parser.add_argument("--vision-type", default="F16", help="type of the mmproj's matrices; none: no mmproj")
 parser.add_argument("--out", type=Path, default=Path("."))
 args = parser.parse_args()
-for name in args.type or ["Q4_0"]:
+types = [name for name in args.type or ["Q4_0"] if name != "none"]
+for name in types:
     if name not in MIXES and name not in Type.__members__:
         parser.error(f"--type {name}: expected a type such as Q4_0, or one of {', '.join(MIXES)}")
 args.out.mkdir(parents=True, exist_ok=True)
-for name in args.type or ["Q4_0"]:
+for name in types:
     text_model(args.out / f"{args.shape}-{name}.gguf", args.shape, name)
 if args.vision_type != "none":
-    mmproj(args.out / f"mmproj-{args.shape}-{args.vision_type}.gguf", SHAPES[args.shape][0], Type[args.vision_type], args.shape == "qwen-vl")
+    width, dtype = SHAPES[args.shape][0], Type[args.vision_type]
+    if args.vision == "llava":
+        mmproj(args.out / f"mmproj-{args.shape}-{args.vision_type}.gguf", width, dtype, args.shape == "qwen-vl")
+    else:
+        stem, make = VISION[args.vision]
+        make(args.out / f"{stem}-{args.shape}-{args.vision_type}.gguf", width, dtype)

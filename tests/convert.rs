@@ -1,11 +1,13 @@
 //! `mmq convert` on small checkpoints as Hugging Face and LLaVA's authors lay them out: what comes out computes what the
 //! upstream does and cuts texts as its tokenizer does; what is damaged or hostile is refused in words.
 
-use mmq::convert::{Half, Options, Part, convert};
+use mmq::convert::{Half, MiniGpt4, Options, Part, convert};
 use mmq::gguf::{Gguf, Writer};
+use mmq::media::Image;
 use mmq::pipelines::verify::verify;
-use mmq::pipelines::{EngineOptions, Precision};
+use mmq::pipelines::{Engine, EngineOptions, Piece, Precision};
 use mmq::text::Tokenizer;
+use mmq::text::template::{IMAGE_MARKER, Message, Role};
 use mmq::{Dtype, Error, ErrorKind};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,6 +28,7 @@ fn options<'a>(dir: &'a Path, output: &'a Path) -> Options<'a> {
         dtype: None,
         pre: None,
         name: None,
+        minigpt4: MiniGpt4::default(),
     }
 }
 
@@ -202,6 +205,128 @@ fn keys_are_those_of_llama_cpp() {
     }
 }
 
+/// What the parts of MiniGPT-4 in the fixture `name` are converted with, besides its folder.
+struct Given {
+    dir: PathBuf,
+    checkpoint: PathBuf,
+    eva: PathBuf,
+    image_size: usize,
+}
+
+fn minigpt4(name: &str) -> Given {
+    let eva = fixture("minigpt4").join("eva_vit_g.pth");
+    let (dir, checkpoint, image_size) = match name {
+        // Small pictures in place of 224 and 448.
+        "minigpt4" => ("minigpt4", "prerained_minigpt4_7b.pth", 20),
+        "minigpt-v2" => ("minigpt-v2", "minigptv2_checkpoint.pth", 40),
+        _ => ("minigpt-v2", "pretrained_minigpt4_llama2_7b.pth", 20),
+    };
+    Given { dir: fixture(dir), checkpoint: fixture(name).join(checkpoint), eva, image_size }
+}
+
+impl Given {
+    fn convert(&self, folder: &Path, dtype: Option<Dtype>) -> Vec<Part> {
+        let output = folder.join("out.gguf");
+        let minigpt4 = MiniGpt4 {
+            checkpoint: Some(&self.checkpoint),
+            eva: Some(&self.eva),
+            image_size: Some(self.image_size),
+            ..MiniGpt4::default()
+        };
+        run(&Options { dtype, minigpt4, ..options(&self.dir, &output) }).unwrap()
+    }
+}
+
+const MINIGPT4: [&str; 3] = ["minigpt4", "minigpt-v2", "minigpt4-llama2"];
+
+#[test]
+fn minigpt4_computes_what_the_upstream_does() {
+    for name in MINIGPT4 {
+        for (dtype, tolerance) in [(None, None), (Some(Dtype::F32), None), (Some(Dtype::Q8_0), Some(0.25))] {
+            let folder = TempDir::new().unwrap();
+            let parts = minigpt4(name).convert(folder.path(), dtype);
+            assert_eq!(parts.iter().map(|part| part.half).collect::<Vec<_>>(), [Half::Text, Half::Mmproj], "{name}");
+            assert!(parts.iter().all(|part| part.dtype == dtype.unwrap_or(Dtype::F16)), "{name}: {parts:?}");
+            let recorded = with_recording(name, &parts, folder.path(), tolerance);
+            let options =
+                EngineOptions { n_threads: Some(2), vision_precision: Precision::F32, ..EngineOptions::default() };
+            let report = verify(&recorded, &options).unwrap();
+            assert!(report.architectures.contains(&"minigpt4") && report.checks.len() > 3, "{name}: {report:?}");
+            let failure = report.checks.iter().find(|check| !check.passed && check.activation != "greedy");
+            assert!(failure.is_none(), "{name} as {dtype:?}: {failure:?}");
+            assert!(dtype == Some(Dtype::Q8_0) || report.first_failure().is_none(), "{name} as {dtype:?}");
+        }
+    }
+}
+
+#[test]
+fn minigpt4_asks_as_its_authors_do() {
+    for (name, template, stop, n_rows) in [
+        ("minigpt4", "minigpt4", "###", 5),
+        ("minigpt-v2", "minigpt_v2", "</s>", 16),
+        ("minigpt4-llama2", "minigpt4_llama_2", "</s>", 4),
+    ] {
+        let folder = TempDir::new().unwrap();
+        let parts = minigpt4(name).convert(folder.path(), None);
+        let engine = Engine::load(&parts[0].path, Some(&parts[1].path), &EngineOptions::default()).unwrap();
+        assert_eq!((engine.template().name(), engine.template().stop_strings()), (template, &[stop.to_string()][..]));
+        let told: serde_json::Value =
+            serde_json::from_str(&fs::read_to_string(fixture(name).join("prompt.json")).unwrap()).unwrap();
+        let image = Image { width: 30, height: 20, rgb: vec![90; 1800] };
+        let image = engine.encode_image(&image, None, None).unwrap();
+        let content = format!("{IMAGE_MARKER}{}", told["question"].as_str().unwrap());
+        let prompt = engine.chat_prompt(&[Message { role: Role::User, content }], &[image]).unwrap();
+        let [Piece::Tokens(before), Piece::Image(rows), Piece::Tokens(behind)] = prompt.pieces.as_slice() else {
+            panic!("{name}: {:?}", prompt.pieces)
+        };
+        assert_eq!(serde_json::json!([before, behind]), told["ids"], "{name}");
+        assert_eq!(rows.n_tokens(), n_rows);
+    }
+}
+
+#[test]
+fn minigpt4_is_found_in_one_folder() {
+    let (out, dir) = (TempDir::new().unwrap(), fixture("minigpt4"));
+    let output = out.path().join("out.gguf");
+    let small = MiniGpt4 { image_size: Some(20), ..MiniGpt4::default() };
+    let parts = run(&Options { minigpt4: small, ..options(&dir, &output) }).unwrap();
+    assert_eq!((parts[0].from.as_str(), parts[1].from.as_str()), ("LlamaForCausalLM", "MiniGPT-4"));
+
+    let text = Gguf::open(&parts[0].path).unwrap();
+    let meta = text.metadata();
+    assert_eq!(meta.f32("llama.attention.layer_norm_rms_epsilon").unwrap(), Some(1e-6));
+    assert_eq!(meta.usize("llama.context_length").unwrap(), Some(2048));
+    assert_eq!(meta.usize("tokenizer.ggml.padding_token_id").unwrap(), Some(360));
+    assert_eq!(meta.f32("general.sampling.penalty_repeat").unwrap(), Some(1.05));
+
+    let gguf = Gguf::open(&parts[1].path).unwrap();
+    let meta = gguf.metadata();
+    for (key, value) in [
+        ("clip.vision.block_count", 2),
+        ("clip.vision.attention.head_count", 1),
+        ("clip.qformer.block_count", 2),
+        ("clip.qformer.head_count", 1),
+        ("clip.qformer.query_count", 5),
+        ("clip.qformer.cross_attention_frequency", 2),
+    ] {
+        assert_eq!(meta.usize(key).unwrap(), Some(value), "{key}");
+    }
+    assert_eq!(meta.f32("clip.vision.attention.layer_norm_epsilon").unwrap(), Some(1e-6));
+    assert_eq!(meta.f32("clip.vision.final_norm_epsilon").unwrap(), Some(1e-5));
+    for (name, dtype) in [
+        ("v.position_embd.weight", Some(Dtype::F32)),
+        ("v.patch_embd.weight", Some(Dtype::F16)),
+        ("v.blk.1.attn_k.weight", Some(Dtype::F16)),
+        ("v.blk.1.attn_q.bias", Some(Dtype::F32)),
+        ("v.blk.1.attn_k.bias", None),
+        ("v.blk.2.ln1.weight", None),
+        ("qf.query", Some(Dtype::F32)),
+        ("qf.blk.1.xattn_q.weight", None),
+    ] {
+        assert_eq!(gguf.tensor(name).map(|t| t.dtype), dtype, "{name}");
+    }
+}
+
 #[test]
 fn keys_of_qwen_vl() {
     let folder = TempDir::new().unwrap();
@@ -265,6 +390,32 @@ fn keys_of_qwen_vl() {
     ] {
         assert_eq!(gguf.tensor(name).map(|t| (t.dtype, t.shape.clone())), Some((dtype, shape)), "{name}");
     }
+}
+
+#[test]
+fn minigpt4_that_is_not_whole() {
+    let out = TempDir::new().unwrap();
+    let output = out.path().join("out.gguf");
+    let refused = |dir: &Path, minigpt4: MiniGpt4<'_>| {
+        run(&Options { minigpt4, ..options(dir, &output) }).expect_err("it is converted")
+    };
+    let small = MiniGpt4 { image_size: Some(20), ..MiniGpt4::default() };
+    let without = |file: &'static str| copy("minigpt4", move |folder| fs::remove_file(folder.join(file)).unwrap());
+    let folder = without("eva_vit_g.pth");
+    says(&refused(folder.path(), small), ErrorKind::Usage, &["--eva", "eva_vit_g.pth"]);
+    let folder = without("blip2_pretrained_flant5xxl.pth");
+    says(&refused(folder.path(), small), ErrorKind::Usage, &["--blip2"]);
+    let folder = without("prerained_minigpt4_7b.pth");
+    says(&refused(folder.path(), small), ErrorKind::Usage, &["--image-size", "--minigpt4"]);
+    says(&refused(&fixture("minigpt4"), MiniGpt4::default()), ErrorKind::Usage, &["--image-size 224", "multiple of 5"]);
+    let (llama, given) = (fixture("llava-v1.5"), minigpt4("minigpt4"));
+    let flags = MiniGpt4 { checkpoint: Some(&given.checkpoint), eva: Some(&given.eva), ..small };
+    says(&refused(&llama, flags), ErrorKind::Usage, &["MiniGPT-4", "LlavaLlamaForCausalLM"]);
+    let wide = copy("minigpt4", |folder| {
+        fs::copy(fixture("minigpt-v2").join("minigptv2_checkpoint.pth"), folder.join("minigpt_other.pth")).unwrap();
+    });
+    says(&refused(wide.path(), small), ErrorKind::Usage, &["minigpt_other.pth", "--minigpt4"]);
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
 }
 
 #[test]

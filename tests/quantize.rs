@@ -251,6 +251,43 @@ fn encoders_keep_what_is_fragile() {
 }
 
 #[test]
+fn rows_of_minigpt4_fall_back_to_small_blocks() {
+    let folder = Folder::new();
+    let mut writer = Writer::new();
+    writer.set("general.architecture", "clip");
+    // The widths of EVA-CLIP and the Q-Former.
+    let tensors = [
+        ("v.blk.0.attn_q.weight", 1408, Dtype::Q8_0),
+        ("v.blk.1.attn_q.weight", 1408, Dtype::Q5_0),
+        ("v.blk.1.ffn_down.weight", 6144, Dtype::Q4_K),
+        ("v.blk.2.ffn_up.weight", 1408, Dtype::Q8_0),
+        ("qf.blk.0.xattn_k.weight", 1408, Dtype::Q8_0),
+        ("qf.blk.1.attn_q.weight", 768, Dtype::Q6_K),
+        ("qf.blk.1.ffn_down.weight", 3072, Dtype::Q6_K),
+        ("qf.query", 768, Dtype::F32),
+        ("mm.0.weight", 768, Dtype::Q6_K),
+    ];
+    for (name, n_cols, _) in tensors {
+        writer.tensor(name, Dtype::F32, &[2, n_cols]).unwrap();
+    }
+    let (source, out) = (folder.path("eva.gguf"), folder.path("out.gguf"));
+    let wave = |i: usize| ((i * 37 % 101) as f32 - 50.0) / 50.0;
+    let write = writer.write(Path::new(&source), |info, sink| {
+        let bytes: Vec<u8> = (0..info.n_elements()).flat_map(|i| wave(i).to_le_bytes()).collect();
+        sink.put(&bytes)
+    });
+    write.unwrap();
+    let report = quantize(&[&source, &out, "Q4_K_M"]);
+    let made = Gguf::open(&out).unwrap();
+    for (name, n_cols, expected) in tensors {
+        assert_eq!(dtype(&made, name), expected, "{name}");
+        let line = report.lines().find(|line| line.contains(name)).unwrap();
+        assert_eq!(line.contains(&format!("rows of {n_cols} cannot be")), n_cols == 1408, "{line}");
+    }
+    assert!(report.contains("4 of 9 tensors with another type than asked for"), "{report}");
+}
+
+#[test]
 fn nothing_is_written_in_a_dry_run() {
     let (folder, nano) = (Folder::new(), float("nano"));
     for goal in [&["Q4_K_M"][..], &["--target-bpw", "6"], &["IQ2_XXS"]] {

@@ -2,6 +2,7 @@
 
 pub mod llama;
 pub mod llava;
+pub mod minigpt4;
 pub mod qwen;
 pub mod qwen_vl;
 
@@ -17,7 +18,7 @@ use crate::{Result, bail};
 use std::cell::RefCell;
 
 /// Every architecture that mmq runs.
-pub const ARCHITECTURES: &[&Architecture] = &[&llama::ARCH, &llava::ARCH, &qwen::ARCH, &qwen_vl::ARCH];
+pub const ARCHITECTURES: &[&Architecture] = &[&llama::ARCH, &llava::ARCH, &minigpt4::ARCH, &qwen::ARCH, &qwen_vl::ARCH];
 
 /// An architecture: how to recognise its files and how to load them.
 pub struct Architecture {

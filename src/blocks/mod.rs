@@ -5,6 +5,7 @@ pub mod image_tokens;
 pub mod kv_cache;
 pub mod mmproj;
 pub mod projector;
+pub mod qformer;
 pub mod resampler;
 pub mod rope;
 pub mod saliency;

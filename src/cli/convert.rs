@@ -1,8 +1,8 @@
-//! `mmq convert`: a Hugging Face folder to GGUF.
+//! `mmq convert`: a Hugging Face folder, and what else a model's authors published, to GGUF.
 
 use super::run::report::Progress;
 use super::{catch_ctrl_c, printed, say, scaled};
-use crate::convert::{self, Half, Options, Part};
+use crate::convert::{self, Half, MiniGpt4, Options, Part};
 use crate::gguf::Gguf;
 use crate::quantize::FileType;
 use crate::{Dtype, Result, architectures};
@@ -13,12 +13,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Instant;
 
-/// Converts a Hugging Face folder to GGUF: LLaMA's kin to a text model, LLaVA to a text model and an mmproj.
+/// Converts a Hugging Face folder to GGUF: LLaMA's kin to a text model, LLaVA and MiniGPT-4 to a text model and an mmproj.
 #[derive(clap::Args)]
 #[command(
     after_help = "Reads safetensors and PyTorch's .bin (without running what they hold), one file or shards, with config.json and
 tokenizer.model or tokenizer.json. LLaVA may be transformers' or the authors' (1.6 holds its vision encoder; for 1.5, v1 and v0
-give CLIP's folder with --vision-tower). Keys and names are llama.cpp's, so that its programs load the files too."
+give CLIP's folder with --vision-tower). MiniGPT-4 and MiniGPT-v2 are the folder of Vicuna-v0 or Llama 2, and the authors' files:
+--minigpt4, --eva and --blip2 name them where they do not lie in that folder or beside each other. Keys and names are llama.cpp's, so that its programs load the files too."
 )]
 pub struct Args {
     /// The model's folder
@@ -44,6 +45,26 @@ pub struct Args {
     /// Folder of the language model, where the model's holds a projector alone (mm_projector.bin)
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
+
+    /// MiniGPT-4's checkpoint: its projector, and the adapter of MiniGPT-v2; DIR is its language model
+    #[arg(long, value_name = "PTH")]
+    minigpt4: Option<PathBuf>,
+
+    /// MiniGPT-4's vision encoder, eva_vit_g.pth
+    #[arg(long, value_name = "PTH")]
+    eva: Option<PathBuf>,
+
+    /// MiniGPT-4's Q-Former, blip2_pretrained_flant5xxl.pth
+    #[arg(long, value_name = "PTH")]
+    blip2: Option<PathBuf>,
+
+    /// Pixels of the side of MiniGPT-4's pictures; by default 448 with MiniGPT-v2's adapter, 224 without
+    #[arg(long, value_name = "N")]
+    image_size: Option<usize>,
+
+    /// Alpha of MiniGPT-v2's adapter, by default 16
+    #[arg(long, value_name = "N")]
+    lora_alpha: Option<f32>,
 
     /// Write only one of the two files
     #[arg(long, value_name = "PART", value_enum)]
@@ -107,6 +128,13 @@ pub fn run(args: &Args) -> Result<()> {
         dtype: args.outtype.0,
         pre: args.pre.as_deref(),
         name: args.name.as_deref(),
+        minigpt4: MiniGpt4 {
+            checkpoint: args.minigpt4.as_deref(),
+            eva: args.eva.as_deref(),
+            blip2: args.blip2.as_deref(),
+            image_size: args.image_size,
+            lora_alpha: args.lora_alpha,
+        },
     };
     let progress = Progress::new(!args.quiet);
     progress.start("converting");

@@ -1,4 +1,4 @@
-//! Hugging Face folders to GGUF: LLaMA's kin and Qwen as text models, LLaVA and Qwen-VL as a text model and an mmproj.
+//! Hugging Face folders to GGUF: LLaMA's kin and Qwen as text models, LLaVA, MiniGPT-4 and Qwen-VL as a text model and an mmproj.
 //!
 //! Weights are streamed from the mapped files to the new one, some rows at a time. Everything that can be wrong with the
 //! files is looked at before the first byte is written.
@@ -8,6 +8,7 @@ mod checkpoint;
 mod clip;
 mod config;
 mod llama;
+mod minigpt4;
 mod name;
 mod positions;
 mod qwen;
@@ -18,6 +19,7 @@ use crate::quantize::FileType;
 use crate::{Dtype, Error, ErrorKind, Result, bail};
 use checkpoint::{Checkpoint, Element, Tensor};
 use config::Json;
+pub use minigpt4::MiniGpt4;
 use mmq_kernels::quantize::{Search, quantize};
 use mmq_kernels::team::Team;
 use std::path::{Path, PathBuf};
@@ -46,6 +48,8 @@ pub struct Options<'a> {
     pub pre: Option<&'a str>,
     /// `general.name`.
     pub name: Option<&'a str>,
+    /// The files of MiniGPT-4, whose language model `dir` is.
+    pub minigpt4: MiniGpt4<'a>,
 }
 
 /// A file that is written.
@@ -174,7 +178,16 @@ fn plan(options: &Options<'_>) -> Result<Vec<Plan>> {
         return qwen::plan(options, &json);
     }
     let (family, class) = family(&json)?;
-    let sees = family != Family::Text;
+    let minigpt4 = minigpt4::Sources::find(options)?;
+    if minigpt4.is_some() && (family != Family::Text || options.base.is_some() || options.vision_tower.is_some()) {
+        bail!(
+            Usage,
+            "{}: MiniGPT-4 takes the folder of a language model alone, without --base and --vision-tower; it is {class}'s",
+            dir.display()
+        );
+    }
+    let llava = family != Family::Text;
+    let sees = llava || minigpt4.is_some();
     for (flag, given) in
         [("--vision-tower", options.vision_tower), ("--base", options.base), ("--mmproj", options.mmproj)]
     {
@@ -190,6 +203,10 @@ fn plan(options: &Options<'_>) -> Result<Vec<Plan>> {
     if family == Family::Original && projector.is_file() && !has_projector(&checkpoint) {
         checkpoint.add(&projector)?;
     }
+    let mut text_notes = Vec::new();
+    if let Some(minigpt4) = &minigpt4 {
+        minigpt4.merge(&mut checkpoint, &mut text_notes)?;
+    }
     // The language model: with a projector alone, that of another folder.
     let has_text = checkpoint.find("embed_tokens.weight")?.is_some();
     let text_dir = match (has_text, options.base) {
@@ -201,7 +218,6 @@ fn plan(options: &Options<'_>) -> Result<Vec<Plan>> {
     };
     let base = text_dir.filter(|text_dir| *text_dir != dir);
     let base_checkpoint = base.map(Checkpoint::open).transpose()?;
-    let mut text_notes = Vec::new();
     let text_whole = match base {
         Some(base) => Json::read(&base.join("config.json"))?,
         None => json.clone(),
@@ -241,7 +257,7 @@ fn plan(options: &Options<'_>) -> Result<Vec<Plan>> {
             let generation = Json::read_optional(&text_dir.join("generation_config.json"))?;
             let mut keys =
                 vec![("general.architecture".into(), "llama".into()), ("general.type".into(), "model".into())];
-            keys.extend(name::sampling(&generation)?);
+            keys.extend(if minigpt4.is_some() { minigpt4::sampling() } else { name::sampling(&generation)? });
             keys.extend(name::keys(dir, &text_whole, options.name, n_params)?);
             let dtype = options.dtype.unwrap_or_else(|| nearest(&tensors));
             keys.extend(config.keys(file_type(dtype)?));
@@ -252,7 +268,13 @@ fn plan(options: &Options<'_>) -> Result<Vec<Plan>> {
         }
     }
     let mut leftover = text_notes;
-    if sees {
+    if let Some(minigpt4) = minigpt4.filter(|_| wants(Half::Mmproj)) {
+        let mut notes = Vec::new();
+        let minigpt4::Mmproj { keys, tensors, words } =
+            minigpt4.plan(text_config.as_ref().map(|config| config.n_embd), &mut notes)?;
+        plans.push(mmproj_plan(options, "MiniGPT-4", (keys, tensors, words), notes)?);
+    }
+    if llava {
         let tower_checkpoint = options.vision_tower.map(Checkpoint::open).transpose()?;
         let mut notes = Vec::new();
         let mut used_tower = Vec::new();
@@ -268,26 +290,7 @@ fn plan(options: &Options<'_>) -> Result<Vec<Plan>> {
         )?;
         used.extend(used_tower);
         if wants(Half::Mmproj) {
-            let dtype = options.dtype.unwrap_or_else(|| nearest(&planned.tensors));
-            let mut keys: Vec<(String, Value)> = vec![
-                ("general.architecture".into(), "clip".into()),
-                ("general.type".into(), "mmproj".into()),
-                ("general.name".into(), options.name.map_or_else(|| name::folder(dir), str::to_string).into()),
-                ("general.description".into(), "image encoder for LLaVA".into()),
-                ("general.file_type".into(), file_type(dtype)?.into()),
-                ("general.quantization_version".into(), 2u32.into()),
-                ("clip.has_text_encoder".into(), false.into()),
-                ("clip.has_vision_encoder".into(), true.into()),
-                ("clip.has_llava_projector".into(), true.into()),
-            ];
-            keys.extend(planned.keys);
-            let path = options.mmproj.map_or_else(|| beside(options.output), Path::to_path_buf);
-            if path == options.output && wants(Half::Text) {
-                bail!(Usage, "{}: cannot be both the text model and the mmproj", path.display());
-            }
-            let mut part = part(Half::Mmproj, path, &class, dtype, planned.words);
-            part.notes = notes;
-            plans.push(finish(part, keys, planned.tensors)?);
+            plans.push(mmproj_plan(options, &class, (planned.keys, planned.tensors, planned.words), notes)?);
         }
     }
     check_unused(&checkpoint, &used)?;
@@ -300,6 +303,36 @@ fn plan(options: &Options<'_>) -> Result<Vec<Plan>> {
         text.part.notes.append(&mut leftover);
     }
     Ok(plans)
+}
+
+/// The mmproj with `keys` and `tensors`, which is `words`.
+fn mmproj_plan(
+    options: &Options<'_>,
+    class: &str,
+    (keys, tensors, words): (Vec<(String, Value)>, Vec<Planned>, String),
+    notes: Vec<String>,
+) -> Result<Plan> {
+    let dtype = options.dtype.unwrap_or_else(|| nearest(&tensors));
+    let model = if class == "MiniGPT-4" { class } else { "LLaVA" };
+    let mut all: Vec<(String, Value)> = vec![
+        ("general.architecture".into(), "clip".into()),
+        ("general.type".into(), "mmproj".into()),
+        ("general.name".into(), options.name.map_or_else(|| name::folder(options.dir), str::to_string).into()),
+        ("general.description".into(), format!("image encoder for {model}").into()),
+        ("general.file_type".into(), file_type(dtype)?.into()),
+        ("general.quantization_version".into(), 2u32.into()),
+        ("clip.has_text_encoder".into(), false.into()),
+        ("clip.has_vision_encoder".into(), true.into()),
+        ("clip.has_llava_projector".into(), (model == "LLaVA").into()),
+    ];
+    all.extend(keys);
+    let path = options.mmproj.map_or_else(|| beside(options.output), Path::to_path_buf);
+    if path == options.output && options.only != Some(Half::Mmproj) {
+        bail!(Usage, "{}: cannot be both the text model and the mmproj", path.display());
+    }
+    let mut part = part(Half::Mmproj, path, class, dtype, words);
+    part.notes = notes;
+    finish(part, all, tensors)
 }
 
 /// Plans the mmproj of a LLaVA. The last are the names used, those of the vision encoder, and the notes.
@@ -489,7 +522,7 @@ fn stored_as(name: &str, shape: &[usize], dtype: Dtype) -> Dtype {
     let n_cols = shape.last().copied().unwrap_or(1);
     match name {
         _ if shape.len() < 2 => Dtype::F32,
-        "v.position_embd.weight" => Dtype::F32,
+        "v.position_embd.weight" | "qf.query" => Dtype::F32,
         "resampler.query" | "resampler.pos_embed_q" | "resampler.pos_embed_k" => Dtype::F32,
         // llama.cpp's convolution takes these two.
         "v.patch_embd.weight" if dtype == Dtype::F32 || dtype == Dtype::BF16 => Dtype::F32,

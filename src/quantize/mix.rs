@@ -126,13 +126,18 @@ impl Role {
 
 /// Whether a tensor belongs to an encoder or projector that stands before a text model.
 pub fn is_encoder(model: &Model, name: &str) -> bool {
-    model.architecture == "clip" || ["v.", "a.", "mm."].iter().any(|prefix| name.starts_with(prefix))
+    model.architecture == "clip" || ["v.", "a.", "qf.", "mm."].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// The block that `name` belongs to: N of `blk.N.`, after whatever prefix.
 pub fn block(name: &str) -> Option<usize> {
     let at = name.find("blk.")?;
     name[at + 4..].split('.').next()?.parse().ok().filter(|block| *block < MAX_BLOCKS)
+}
+
+/// The block of an encoder that `name` belongs to; none for those of a Q-Former behind it.
+fn encoder_block(name: &str) -> Option<usize> {
+    block(name).filter(|_| !name.starts_with("qf."))
 }
 
 /// Whether a tensor is a matrix that may lose precision: no norm, bias, embedding of positions, convolution or small
@@ -259,7 +264,7 @@ impl<'a> Mix<'a> {
         };
         for name in names {
             if is_encoder(model, name) {
-                mix.n_encoder = mix.n_encoder.max(block(name).map_or(0, |i| i.saturating_add(1)));
+                mix.n_encoder = mix.n_encoder.max(encoder_block(name).map_or(0, |i| i.saturating_add(1)));
                 continue;
             }
             let role = Role::of(name);
@@ -476,11 +481,11 @@ impl<'a> Mix<'a> {
         }
     }
 
-    /// Below 6 bits the ends of an encoder and the projector keep 6: what is lost there is lost for every token, and text
+    /// Below 6 bits the ends of an encoder, a Q-Former and the projector keep 6: what is lost there is lost for every token, and text
     /// in pictures is the first to go.
     fn encoder(&self, name: &str) -> Dtype {
         let dtype = if self.wanted == FileType::MXFP4_MOE { Dtype::Q8_0 } else { self.wanted.dtype() };
-        let inner = block(name).is_some_and(|i| i > 0 && i + 1 < self.n_encoder);
+        let inner = encoder_block(name).is_some_and(|i| i > 0 && i + 1 < self.n_encoder);
         if inner || dtype.bits_per_weight() >= 6.0 { dtype } else { Dtype::Q6_K }
     }
 }

@@ -74,6 +74,19 @@ pub(super) struct Tensor {
     strides: Option<Vec<usize>>,
     /// From its first element on; to its last, if they lie one after the other.
     bytes: Bytes,
+    /// What is added to it.
+    lora: Option<Arc<Lora>>,
+}
+
+/// A product of two narrow matrices (LoRA, arXiv 2106.09685): `scale · b a`.
+#[derive(Debug)]
+struct Lora {
+    /// `[rank, n_cols]`.
+    a: Vec<f32>,
+    /// `[n_rows, rank]`.
+    b: Vec<f32>,
+    rank: usize,
+    scale: f32,
 }
 
 impl Tensor {
@@ -103,16 +116,55 @@ impl Tensor {
         self.shape.split_last().map_or(1, |(_, outer)| outer.iter().product())
     }
 
-    /// The bytes of `rows`, if its elements lie one after the other.
+    /// The bytes of `rows`, if its elements lie one after the other and nothing is added to them.
     pub fn row_bytes(&self, rows: Range<usize>) -> Option<&[u8]> {
+        self.stored(rows).filter(|_| self.lora.is_none())
+    }
+
+    fn stored(&self, rows: Range<usize>) -> Option<&[u8]> {
         let row = self.n_cols() * self.element.size();
         self.strides.is_none().then(|| &self.bytes[rows.start * row..rows.end * row])
     }
 
     /// Reads row `row` to `out: [n_cols]`. The tensor must hold weights ([`Tensor::expect`]).
     pub fn read(&self, row: usize, out: &mut [f32]) {
+        self.read_stored(row, out);
+        if let Some(lora) = &self.lora {
+            for (b, a) in lora.b[row * lora.rank..][..lora.rank].iter().zip(lora.a.chunks_exact(out.len())) {
+                out.iter_mut().zip(a).for_each(|(out, a)| *out += lora.scale * b * a);
+            }
+        }
+    }
+
+    /// All of its elements. It must hold weights ([`Tensor::expect`]).
+    pub fn values(&self) -> Vec<f32> {
+        let n = self.n_cols();
+        let mut values = vec![0.0; self.n_rows() * n];
+        values.chunks_exact_mut(n.max(1)).enumerate().for_each(|(row, out)| self.read(row, out));
+        values
+    }
+
+    /// Indices `part` of its outermost dimension, which it must have.
+    pub fn part(&self, part: Range<usize>) -> Tensor {
+        assert!(
+            self.lora.is_none() && part.start < part.end && part.end <= self.shape[0],
+            "{part:?} of {:?}",
+            self.shape
+        );
+        let inner: usize = self.shape[1..].iter().product();
         let size = self.element.size();
-        if let Some(bytes) = self.row_bytes(row..row + 1) {
+        let bytes = match &self.strides {
+            None => self.bytes.slice(part.start * inner * size..part.end * inner * size),
+            Some(strides) => self.bytes.slice(part.start * strides[0] * size..self.bytes.len()),
+        };
+        let mut shape = self.shape.clone();
+        shape[0] = part.len();
+        Tensor { shape, bytes, ..self.clone() }
+    }
+
+    fn read_stored(&self, row: usize, out: &mut [f32]) {
+        let size = self.element.size();
+        if let Some(bytes) = self.stored(row..row + 1) {
             return decode(self.element, bytes, out);
         }
         let strides = self.strides.as_deref().expect("there are strides where no row is whole");
@@ -187,6 +239,13 @@ pub(super) struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// The tensors of one file.
+    pub fn of_file(path: &Path) -> Result<Checkpoint> {
+        let mut checkpoint = Checkpoint { name: path.display().to_string(), tensors: BTreeMap::new() };
+        checkpoint.add(path)?;
+        Ok(checkpoint)
+    }
+
     /// Opens the weights in `dir`: safetensors if there are any, else PyTorch's.
     pub fn open(dir: &Path) -> Result<Checkpoint> {
         let files = files(dir)?;
@@ -230,6 +289,23 @@ impl Checkpoint {
                 bail!(Format, "{}: is also in {}", tensor.at(), other.file);
             }
             self.tensors.insert(tensor.name.clone(), tensor);
+        }
+        Ok(())
+    }
+
+    /// Adds `scale · b a` to the matrix `name`: `a: [rank, n_cols]`, `b: [n_rows, rank]`.
+    pub fn merge(&mut self, name: &str, a: &Tensor, b: &Tensor, scale: f32) -> Result<()> {
+        let into = self.require(name)?;
+        let &[n_rows, n_cols] = into.shape.as_slice() else {
+            bail!(Mismatch, "{}: expected a matrix, got {:?}", into.at(), into.shape);
+        };
+        let rank = a.shape.first().copied().unwrap_or(0);
+        let why = format!(" (an adapter of {name}, [{n_rows}, {n_cols}])");
+        a.expect(&[rank, n_cols], &why)?;
+        b.expect(&[n_rows, rank], &why)?;
+        let lora = Lora { a: a.values(), b: b.values(), rank, scale };
+        if let Some(into) = self.tensors.get_mut(name) {
+            into.lora = Some(Arc::new(lora));
         }
         Ok(())
     }

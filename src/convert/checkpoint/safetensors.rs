@@ -93,7 +93,15 @@ pub(super) fn read(file: &Arc<str>, bytes: Bytes) -> Result<Vec<Tensor>> {
         }
         taken.push((begin, end, i));
         let bytes = bytes.slice(start + begin..start + end);
-        tensors.push(Tensor { element, shape: entry.shape, file: file.clone(), strides: None, bytes, name });
+        tensors.push(Tensor {
+            element,
+            shape: entry.shape,
+            file: file.clone(),
+            strides: None,
+            bytes,
+            lora: None,
+            name,
+        });
     }
     taken.retain(|(begin, end, _)| begin < end);
     taken.sort_unstable();

@@ -81,6 +81,7 @@ pub(super) fn read(file: &Arc<str>, bytes: Bytes) -> Result<Vec<Tensor>> {
             file: file.clone(),
             strides: (!contiguous).then(|| view.strides.clone()),
             bytes: bytes.slice(start..end),
+            lora: None,
         });
     }
     if tensors.is_empty() {

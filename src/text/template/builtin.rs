@@ -1,5 +1,5 @@
-//! Templates that need no Jinja: LLaVA's, byte for byte as its authors wrote prompts, and those that llama.cpp knows
-//! by name.
+//! Templates that need no Jinja: LLaVA's and MiniGPT-4's, byte for byte as their authors wrote prompts, and those that
+//! llama.cpp knows by name.
 
 use super::{IMAGE_MARKER, Message, Parts, Role};
 use std::borrow::Cow;
@@ -36,6 +36,8 @@ enum Image {
     Line,
     /// On a line of its own between `<im_start>` and `<im_end>`.
     Wrapped,
+    /// Between `<Img>` and `</Img>`, wherever it stands, with a space behind those in front.
+    Tagged,
     /// Between `<img>` and `</img>`, wherever it stands.
     Img,
     /// The same on a line of its own with its number in the conversation: `Picture 1: <img>…</img>`.
@@ -92,6 +94,29 @@ const LLAVA_LLAMA_2: Style = Style {
     ..PLAIN
 };
 
+const MINIGPT4: Style = Style {
+    names: &["minigpt4"],
+    default_system: "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to you. Please answer my questions.",
+    system: ("", "###"),
+    user: ("Human: ", "###"),
+    assistant: ("Assistant: ", "###"),
+    generate: "Assistant: ",
+    // One token or two; the text is the same.
+    stop: &["###"],
+    image: Image::Tagged,
+    ..PLAIN
+};
+
+const MINIGPT4_LLAMA_2: Style = Style {
+    names: &["minigpt4_llama_2"],
+    system: ("", ""),
+    user: ("<s>[INST] ", ""),
+    assistant: (" [/INST] ", ""),
+    generate: " [/INST] ",
+    stop: &["</s>"],
+    ..MINIGPT4
+};
+
 const LLAMA_2: Style = Style {
     names: &["llama2"],
     system: ("[INST] ", "\n"),
@@ -125,6 +150,17 @@ const STYLES: &[Style] = &[
         stop: &["###"],
         image: Image::Wrapped,
         ..PLAIN
+    },
+    MINIGPT4,
+    MINIGPT4_LLAMA_2,
+    Style {
+        names: &["minigpt_v2"],
+        // The tokenizer's, then the turn's own.
+        start: "<s>",
+        default_system: "",
+        assistant: (" [/INST]", ""),
+        generate: " [/INST]",
+        ..MINIGPT4_LLAMA_2
     },
     LLAVA_LLAMA_2,
     Style { names: &["mistral_instruct", "mistral"], default_system: "", user_next: None, ..LLAVA_LLAMA_2 },
@@ -383,6 +419,15 @@ impl Style {
 
     /// The message with the pictures in front of it written as the model expects.
     fn question<'m>(&self, content: &'m str) -> Cow<'m, str> {
+        if self.image == Image::Tagged && content.contains(IMAGE_MARKER) {
+            let tagged = format!("<Img>{IMAGE_MARKER}</Img>");
+            let (mut out, mut rest) = (String::new(), content);
+            while let Some(after) = rest.strip_prefix(IMAGE_MARKER) {
+                out.extend([&tagged, " "]);
+                rest = after.trim_start_matches(['\n', ' ']);
+            }
+            return Cow::Owned(out + &rest.replace(IMAGE_MARKER, &tagged));
+        }
         if !matches!(self.image, Image::Line | Image::Wrapped) || !content.starts_with(IMAGE_MARKER) {
             return Cow::Borrowed(content);
         }

@@ -1,4 +1,4 @@
-//! Chat templates: the GGUF's own through minijinja, and LLaVA's and llama.cpp's well-known ones built in.
+//! Chat templates: the GGUF's own through minijinja; LLaVA's, MiniGPT-4's and llama.cpp's well-known ones built in.
 
 mod builtin;
 mod date;

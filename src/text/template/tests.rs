@@ -57,6 +57,38 @@ fn llava_llama_2() {
     assert_eq!(render("llava_llama_2", &turns()), format!("{one} A cat. </s><s>[INST] Sure? [/INST]"));
 }
 
+const GIVEN: &str = "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to you. Please answer my questions.";
+
+#[test]
+fn minigpt4() {
+    let one = format!("{GIVEN}###Human: <Img><__media__></Img> What is it?###Assistant: ");
+    assert_eq!(render("minigpt4", &turns()[..1]), one);
+    assert_eq!(render("minigpt4", &turns()), format!("{one}A cat.###Human: Sure?###Assistant: "));
+    assert_eq!(render("minigpt4", &[user("<__media__>\nHi")]), one.replace("What is it?", "Hi"));
+    let inside = render("minigpt4", &[user("<__media__><__media__>\nIs <__media__> one of them?")]);
+    assert!(
+        inside
+            .contains("Human: <Img><__media__></Img> <Img><__media__></Img> Is <Img><__media__></Img> one of them?###")
+    );
+    assert_eq!(ChatTemplate::new("minigpt4").unwrap().stop_strings(), ["###"]);
+}
+
+#[test]
+fn minigpt4_of_llama_2() {
+    let one = format!("{GIVEN}<s>[INST] <Img><__media__></Img> What is it? [/INST] ");
+    assert_eq!(render("minigpt4_llama_2", &turns()[..1]), one);
+    assert_eq!(render("minigpt4_llama_2", &turns()), format!("{one}A cat.<s>[INST] Sure? [/INST] "));
+}
+
+#[test]
+fn minigpt_v2() {
+    let asked = [user("<__media__>[vqa] What is it?"), assistant("A cat."), user("Sure?")];
+    let one = "<s><s>[INST] <Img><__media__></Img> [vqa] What is it? [/INST]";
+    assert_eq!(render("minigpt_v2", &asked[..1]), one);
+    assert_eq!(render("minigpt_v2", &asked), format!("{one}A cat.<s>[INST] Sure? [/INST]"));
+    assert_eq!(render("minigpt_v2", &[system("Be brief."), user("Hi")]), "<s>Be brief.<s>[INST] Hi [/INST]");
+}
+
 #[test]
 fn mistral_instruct() {
     let one = "[INST] <__media__>\nWhat is it? [/INST]";
