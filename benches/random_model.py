@@ -1,4 +1,4 @@
-"""Writes models of true shapes with random weights, for timing: a LLaMA text model and LLaVA's mmproj for it.
+"""Writes models of true shapes with random weights, for timing: a LLaMA text model and LLaVA's mmproj for it, or Qwen-VL's two files.
 
     python benches/random_model.py --shape 1.1b --type Q4_0 --out DIR
 
@@ -18,6 +18,7 @@ SHAPES = {  # n_embd, n_layer, n_ff, n_head, n_head_kv, n_vocab
     "135m": (576, 30, 1536, 9, 3, 49152),
     "1.1b": (2048, 22, 5632, 32, 4, 32000),
     "7b": (4096, 32, 11008, 32, 32, 32000),
+    "qwen-vl": (4096, 32, 11008, 32, 32, 151936),
 }
 # Where the F16 factors of a block lie, and what to divide a weight's size by to get them when all else is random.
 BLOCKS = {
@@ -109,18 +110,50 @@ def mixed(mix, tensor, layer, n_layer):
 def text_model(path, shape, mix):
     n_embd, n_layer, n_ff, n_head, n_head_kv, n_vocab = SHAPES[shape]
     n_kv = n_embd // n_head * n_head_kv
-    out = Writer(path, "llama")
+    qwen = shape == "qwen-vl"
+    out = Writer(path, "qwen" if qwen else "llama")
     w = out.w
     w.add_name(f"random {shape}")
-    w.add_context_length(4096)
+    w.add_context_length(8192 if qwen else 4096)
     w.add_embedding_length(n_embd)
     w.add_block_count(n_layer)
-    w.add_feed_forward_length(n_ff)
+    w.add_feed_forward_length(2 * n_ff if qwen else n_ff)
     w.add_head_count(n_head)
-    w.add_head_count_kv(n_head_kv)
-    w.add_layer_norm_rms_eps(1e-5)
+    w.add_layer_norm_rms_eps(1e-6 if qwen else 1e-5)
     w.add_rope_dimension_count(n_embd // n_head)
     w.add_rope_freq_base(10000.0)
+    if qwen:
+        qwen_vocabulary(w, n_vocab)
+    else:
+        w.add_head_count_kv(n_head_kv)
+        vocabulary(w, n_vocab)
+
+    def matrix(layer, tensor, n_rows, n_cols):
+        name = tensor if layer is None else f"blk.{layer}.{tensor}"
+        out.random(f"{name}.weight", (n_rows, n_cols), mixed(mix, tensor, layer, n_layer))
+
+    matrix(None, "token_embd", n_vocab, n_embd)
+    for i in range(n_layer):
+        out.vector(f"blk.{i}.attn_norm.weight", np.ones(n_embd))
+        if qwen:
+            matrix(i, "attn_qkv", 3 * n_embd, n_embd)
+            out.vector(f"blk.{i}.attn_qkv.bias", np.zeros(3 * n_embd))
+        else:
+            matrix(i, "attn_q", n_embd, n_embd)
+            matrix(i, "attn_k", n_kv, n_embd)
+            matrix(i, "attn_v", n_kv, n_embd)
+        matrix(i, "attn_output", n_embd, n_embd)
+        out.vector(f"blk.{i}.ffn_norm.weight", np.ones(n_embd))
+        matrix(i, "ffn_gate", n_ff, n_embd)
+        matrix(i, "ffn_up", n_ff, n_embd)
+        matrix(i, "ffn_down", n_embd, n_ff)
+    out.vector("output_norm.weight", np.ones(n_embd))
+    matrix(None, "output", n_vocab, n_embd)
+    out.save()
+
+
+def vocabulary(w, n_vocab):
+    """Pieces of LLaMA's kind, of which the words w0 w1 w2 … are one each."""
     w.add_vocab_size(n_vocab)
     # Pairs merge from the left, so that a piece is reached through its beginnings.
     words = ["\u2581"] + [chr(c) for c in range(33, 127)]
@@ -136,41 +169,50 @@ def text_model(path, shape, mix):
     w.add_eos_token_id(2)
     w.add_chat_template(TEMPLATE)
 
-    def matrix(layer, tensor, n_rows, n_cols):
-        name = tensor if layer is None else f"blk.{layer}.{tensor}"
-        out.random(f"{name}.weight", (n_rows, n_cols), mixed(mix, tensor, layer, n_layer))
 
-    matrix(None, "token_embd", n_vocab, n_embd)
-    for i in range(n_layer):
-        out.vector(f"blk.{i}.attn_norm.weight", np.ones(n_embd))
-        matrix(i, "attn_q", n_embd, n_embd)
-        matrix(i, "attn_k", n_kv, n_embd)
-        matrix(i, "attn_v", n_kv, n_embd)
-        matrix(i, "attn_output", n_embd, n_embd)
-        out.vector(f"blk.{i}.ffn_norm.weight", np.ones(n_embd))
-        matrix(i, "ffn_gate", n_ff, n_embd)
-        matrix(i, "ffn_up", n_ff, n_embd)
-        matrix(i, "ffn_down", n_embd, n_ff)
-    out.vector("output_norm.weight", np.ones(n_embd))
-    matrix(None, "output", n_vocab, n_embd)
-    out.save()
+def qwen_vocabulary(w, n_vocab):
+    """Bytes, and Qwen-VL's special tokens with their ids."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = (b for b in range(256) if b not in printable)
+    tokens = [chr(b) for b in printable] + [chr(256 + i) for i, _ in enumerate(others)] + ["\u0120w"]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))]
+    special += ["<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>"]
+    first = 151643
+    padding = [f"[PAD{i}]" for i in range(n_vocab)]
+    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_pre("qwen2")
+    w.add_token_list([*tokens, *padding[len(tokens) : first], *special, *padding[first + len(special) :]])
+    n_free = first - len(tokens)
+    w.add_token_types([1] * len(tokens) + [5] * n_free + [3] * len(special) + [5] * (n_vocab - first - len(special)))
+    w.add_token_merges(["\u0120 w"])
+    for add in (w.add_bos_token_id, w.add_eos_token_id, w.add_unk_token_id):
+        add(first)
 
 
-def mmproj(path, n_out, dtype):
-    d, n_ff, n_layer, n_head, size, patch = 1024, 4096, 23, 16, 336, 14
+def mmproj(path, n_out, dtype, qwen=False):
+    d, n_ff, n_layer, n_head, size, patch = (1664, 8192, 48, 16, 448, 14) if qwen else (1024, 4096, 23, 16, 336, 14)
     out = Writer(path, "clip")
     w = out.w
     w.add_bool("clip.has_text_encoder", False)
     w.add_bool("clip.has_vision_encoder", True)
-    w.add_bool("clip.has_llava_projector", True)
-    w.add_string("clip.projector_type", "mlp")
-    w.add_bool("clip.use_gelu", False)
+    if qwen:
+        w.add_string("clip.projector_type", "resampler_qwen")
+        w.add_string("clip.chat_template", "qwen_vl")
+        w.add_string("clip.vision.resize_mode", "squash_bicubic")
+        w.add_string("clip.vision.activation", "gelu_erf")
+        w.add_bool("clip.vision.has_class_token", False)
+        for key, value in dict(query_count=256, head_count=32, embedding_length=n_out).items():
+            w.add_uint32(f"clip.projector.{key}", value)
+    else:
+        w.add_bool("clip.has_llava_projector", True)
+        w.add_string("clip.projector_type", "mlp")
+        w.add_bool("clip.use_gelu", False)
     for key, value in dict(
-        image_size=size, patch_size=patch, embedding_length=d, feed_forward_length=n_ff, projection_dim=768, block_count=n_layer
+        image_size=size, patch_size=patch, embedding_length=d, feed_forward_length=n_ff, projection_dim=n_out if qwen else 768, block_count=n_layer
     ).items():
         w.add_uint32(f"clip.vision.{key}", value)
     w.add_uint32("clip.vision.attention.head_count", n_head)
-    w.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-5)
+    w.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-6 if qwen else 1e-5)
     w.add_array("clip.vision.image_mean", [0.48145466, 0.4578275, 0.40821073])
     w.add_array("clip.vision.image_std", [0.26862954, 0.26130258, 0.27577711])
 
@@ -178,13 +220,15 @@ def mmproj(path, n_out, dtype):
         out.random(f"{tensor}.weight", (n_rows, n_cols), dtype)
         out.vector(f"{tensor}.bias", np.zeros(n_rows))
 
-    def norm(tensor):
-        out.vector(f"{tensor}.weight", np.ones(d))
-        out.vector(f"{tensor}.bias", np.zeros(d))
+    def norm(tensor, n=d):
+        out.vector(f"{tensor}.weight", np.ones(n))
+        out.vector(f"{tensor}.bias", np.zeros(n))
 
     out.random("v.patch_embd.weight", (d, 3, patch, patch), Type.F16, 0.04)
-    out.vector("v.class_embd", rng.standard_normal(d))
-    out.random("v.position_embd.weight", ((size // patch) ** 2 + 1, d), Type.F32, 0.1)
+    if not qwen:
+        out.vector("v.class_embd", rng.standard_normal(d))
+    n_patch = (size // patch) ** 2
+    out.random("v.position_embd.weight", (n_patch + (not qwen), d), Type.F32, 0.1)
     norm("v.pre_ln")
     for i in range(n_layer):
         norm(f"v.blk.{i}.ln1")
@@ -193,8 +237,18 @@ def mmproj(path, n_out, dtype):
             linear(f"v.blk.{i}.{name}", d, d)
         linear(f"v.blk.{i}.ffn_up", n_ff, d)
         linear(f"v.blk.{i}.ffn_down", d, n_ff)
-    linear("mm.0", n_out, d)
-    linear("mm.2", n_out, n_out)
+    if qwen:
+        for table, n in (("query", 256), ("pos_embed_q", 256), ("pos_embed_k", n_patch)):
+            out.random(f"resampler.{table}", (n, n_out), Type.F32, 0.1)
+        out.random("resampler.kv.weight", (n_out, d), dtype)
+        for name in ("q", "k", "v", "out"):
+            linear(f"resampler.attn.{name}", n_out, n_out)
+        for name in ("ln_q", "ln_kv", "ln_post"):
+            norm(f"resampler.{name}", n_out)
+        out.random("resampler.proj.weight", (n_out, n_out), dtype)
+    else:
+        linear("mm.0", n_out, d)
+        linear("mm.2", n_out, n_out)
     out.save()
 
 
@@ -211,4 +265,4 @@ args.out.mkdir(parents=True, exist_ok=True)
 for name in args.type or ["Q4_0"]:
     text_model(args.out / f"{args.shape}-{name}.gguf", args.shape, name)
 if args.vision_type != "none":
-    mmproj(args.out / f"mmproj-{args.shape}-{args.vision_type}.gguf", SHAPES[args.shape][0], Type[args.vision_type])
+    mmproj(args.out / f"mmproj-{args.shape}-{args.vision_type}.gguf", SHAPES[args.shape][0], Type[args.vision_type], args.shape == "qwen-vl")

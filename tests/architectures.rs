@@ -105,6 +105,11 @@ fn damage_is_reported_where_it_is_done() {
         ("llava-mlp", "mm.2.bias", "mm.out.0"),
         ("llava-next", "model.image_newline", "image.0"),
         ("llava-linear", "ref.wide.in.image.0", "v.pixels.0"),
+        ("qwen", "blk.0.attn_qkv.bias", "blk.0.attn_out"),
+        ("qwen-vl", "v.blk.1.attn_k.weight", "v.blk.1.out.0"),
+        ("qwen-vl", "resampler.query", "resampler.attn_out.0"),
+        ("qwen-vl", "resampler.pos_embed_k", "resampler.attn_out.0"),
+        ("qwen-vl", "resampler.ln_post.bias", "mm.out.0"),
         ("llama-gqa", "ref.text.logits", "logits"),
         ("llama-gqa", "ref.text.greedy", "greedy"),
     ] {

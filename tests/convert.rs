@@ -83,6 +83,7 @@ fn models() -> Vec<(&'static str, Dtype, Beside)> {
         ("llava-next", Dtype::F16, Beside::default()),
         ("llava-v1.5", Dtype::F16, clip),
         ("llava-v1", Dtype::F16, Beside { base: Some("llava-v1.5"), ..clip }),
+        ("qwen-vl", Dtype::BF16, Beside::default()),
     ]
 }
 
@@ -104,7 +105,7 @@ fn what_comes_out_computes_what_the_upstream_does() {
     for (name, dtype, beside) in models() {
         let parts = check(name, None, beside, None);
         assert!(parts.iter().all(|part| part.dtype == dtype), "{name}: {parts:?}");
-        assert_eq!(parts.len(), if name.starts_with("llava") { 2 } else { 1 }, "{name}");
+        assert_eq!(parts.len(), if name.starts_with("llava") || name == "qwen-vl" { 2 } else { 1 }, "{name}");
     }
 }
 
@@ -119,7 +120,7 @@ fn every_type_of_matrices() {
 
 #[test]
 fn texts_become_the_tokens_of_the_original() {
-    for name in ["llama3", "mistral-bin", "llava-next", "llava-v1.5"] {
+    for name in ["llama3", "mistral-bin", "llava-next", "llava-v1.5", "qwen-vl"] {
         let folder = TempDir::new().unwrap();
         let beside = Beside { vision_tower: (name == "llava-v1.5").then_some("clip"), base: None };
         let parts = converted(name, folder.path(), None, beside);
@@ -199,6 +200,168 @@ fn keys_are_those_of_llama_cpp() {
     ] {
         assert_eq!(gguf.tensor(name).map(|t| t.dtype), Some(dtype), "{name}");
     }
+}
+
+#[test]
+fn keys_of_qwen_vl() {
+    let folder = TempDir::new().unwrap();
+    let parts = converted("qwen-vl", folder.path(), Some(Dtype::F16), Beside::default());
+    let gguf = Gguf::open(&parts[0].path).unwrap();
+    let meta = gguf.metadata();
+    let keys: Vec<&str> = meta.iter().map(|(key, _)| key).filter(|key| key.starts_with("qwen.")).collect();
+    assert_eq!(
+        keys,
+        [
+            "qwen.context_length",
+            "qwen.block_count",
+            "qwen.embedding_length",
+            "qwen.feed_forward_length",
+            "qwen.rope.freq_base",
+            "qwen.rope.dimension_count",
+            "qwen.attention.head_count",
+            "qwen.attention.layer_norm_rms_epsilon",
+            "qwen.rope.scaling.original_context_length",
+            "qwen.use_dynamic_ntk",
+            "qwen.use_logn_attn",
+        ]
+    );
+    // Twice the width, as the authors and llama.cpp have it.
+    assert_eq!(meta.usize("qwen.feed_forward_length").unwrap(), Some(48));
+    assert_eq!(gguf.tensor("blk.0.ffn_gate.weight").map(|t| t.shape.clone()), Some(vec![24, 128]));
+    assert_eq!(gguf.tensor("blk.0.attn_qkv.bias").map(|t| (t.shape.clone(), t.dtype)), Some((vec![384], Dtype::F32)));
+    let tokens = meta.strings("tokenizer.ggml.tokens").unwrap().unwrap();
+    let kinds = meta.i64s("tokenizer.ggml.token_type").unwrap().unwrap();
+    for (id, token, kind) in [
+        (300, "<|endoftext|>", 3),
+        (302, "<|im_end|>", 3),
+        (303, "<|extra_0|>", 3),
+        (507, "<|extra_204|>", 3),
+        (508, "<ref>", 3),
+        (514, "<img>", 3),
+        (516, "<imgpad>", 3),
+        (517, "[PAD517]", 5),
+        (33, "!", 1),
+    ] {
+        assert_eq!((tokens[id].as_str(), kinds[id]), (token, kind), "{id}");
+    }
+    let merges = meta.strings("tokenizer.ggml.merges").unwrap().unwrap();
+    assert_eq!((meta.str("tokenizer.ggml.pre").unwrap(), merges.len()), (Some("qwen2"), 44));
+    for key in ["bos", "eos", "unknown"] {
+        assert_eq!(meta.usize(&format!("tokenizer.ggml.{key}_token_id")).unwrap(), Some(300), "{key}");
+    }
+
+    let gguf = Gguf::open(&parts[1].path).unwrap();
+    let meta = gguf.metadata();
+    assert_eq!(meta.str("clip.chat_template").unwrap(), Some("qwen_vl"));
+    assert_eq!(meta.str("clip.projector_type").unwrap(), Some("resampler_qwen"));
+    for (name, dtype, shape) in [
+        ("v.position_embd.weight", Dtype::F32, vec![64, 56]),
+        ("v.blk.0.attn_k.weight", Dtype::F16, vec![56, 56]),
+        ("v.blk.0.ffn_up.weight", Dtype::F16, vec![72, 56]),
+        ("resampler.pos_embed_q", Dtype::F32, vec![16, 128]),
+        ("resampler.pos_embed_k", Dtype::F32, vec![64, 128]),
+        ("resampler.kv.weight", Dtype::F16, vec![128, 56]),
+        ("resampler.attn.v.bias", Dtype::F32, vec![128]),
+    ] {
+        assert_eq!(gguf.tensor(name).map(|t| (t.dtype, t.shape.clone())), Some((dtype, shape)), "{name}");
+    }
+}
+
+#[test]
+fn qwen_vl_answers_about_pictures() {
+    use mmq::media::Image;
+    use mmq::pipelines::{Cancel, Engine, Generation, Piece, Session, SessionOptions};
+    use mmq::text::{Message, Role};
+    use std::ops::ControlFlow;
+    use std::sync::Arc;
+    let folder = TempDir::new().unwrap();
+    let parts = converted("qwen-vl", folder.path(), None, Beside::default());
+    let engine = Arc::new(Engine::load(&parts[0].path, Some(&parts[1].path), &EngineOptions::default()).unwrap());
+    assert_eq!(engine.template().name(), "qwen_vl");
+    let image = Image { width: 40, height: 25, rgb: (0..3000u32).map(|i| (i * 7 % 251) as u8).collect() };
+    let image = engine.encode_image(&image, None, None).unwrap();
+    assert_eq!(image.n_tokens(), 16);
+    let say = |role, content: &str| Message { role, content: content.into() };
+    let said = [
+        say(Role::User, "<__media__>Find <ref>it</ref>. <|im_end|>"),
+        say(Role::Assistant, "<box>(1,2),(3,4)</box>"),
+        say(Role::User, "And in <__media__>?"),
+    ];
+    let prompt = engine.chat_prompt(&said, &[image.clone(), image]).unwrap();
+    let tokenizer = engine.tokenizer();
+    let id = |text: &str| tokenizer.token_id(text).unwrap();
+    let mut shown = String::new();
+    let mut n_ends = 0;
+    for (i, piece) in prompt.pieces.iter().enumerate() {
+        match piece {
+            Piece::Image(_) => {
+                // Between the tags and nothing else.
+                let Piece::Tokens(before) = &prompt.pieces[i - 1] else { panic!("two pictures") };
+                let Piece::Tokens(after) = &prompt.pieces[i + 1] else { panic!("two pictures") };
+                assert_eq!((before.last(), after.first()), (Some(&id("<img>")), Some(&id("</img>"))));
+                shown.push('*');
+            }
+            Piece::Tokens(tokens) => {
+                n_ends += tokens.iter().filter(|token| **token == id("<|im_end|>")).count();
+                shown.push_str(&String::from_utf8(tokenizer.decode(tokens, true)).unwrap());
+            }
+        }
+    }
+    assert_eq!(
+        shown,
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nPicture 1: <img>*</img>\n\
+         Find <ref>it</ref>. <|im_end|><|im_end|>\n<|im_start|>assistant\n<box>(1,2),(3,4)</box><|im_end|>\n\
+         <|im_start|>user\nAnd in Picture 2: <img>*</img>\n?<|im_end|>\n<|im_start|>assistant\n"
+    );
+    // The one that the user wrote is text.
+    assert_eq!(n_ends, 4);
+    let all: Vec<u32> = prompt
+        .pieces
+        .iter()
+        .filter_map(|piece| match piece {
+            Piece::Tokens(tokens) => Some(tokens.clone()),
+            Piece::Image(_) => None,
+        })
+        .flatten()
+        .collect();
+    for tag in ["<ref>", "</ref>", "<box>", "</box>"] {
+        assert_eq!(all.iter().filter(|token| **token == id(tag)).count(), 1, "{tag}");
+    }
+    let mut session = Session::new(&engine, &SessionOptions::default(), &Cancel::default()).unwrap();
+    session.sync(&prompt, None).unwrap();
+    let limit = Generation { n_predict: Some(4), ..Generation::default() };
+    let answer = session.generate(&limit, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert!(answer.tokens.len() <= 4);
+}
+
+#[test]
+fn folders_of_qwen_that_do_not_fit() {
+    use serde_json::json;
+    let with = |changes: &[(&str, serde_json::Value)]| refusal("qwen-vl", |folder| configure(folder, changes));
+    says(&with(&[("intermediate_size", json!(50))]), ErrorKind::Mismatch, &["mlp.w2", "[25, 128]", "[24, 128]"]);
+    says(&with(&[("kv_channels", json!(16))]), ErrorKind::Format, &["kv_channels", "4 heads of 16"]);
+    says(&with(&[("num_hidden_layers", json!(2))]), ErrorKind::Format, &["transformer.h.1.ln_1.weight", "missing"]);
+    says(&with(&[("visual", json!(null))]), ErrorKind::Unsupported, &["transformer.visual", "no place"]);
+    let visual = |key: &str, value| {
+        let mut visual = json!({"heads": 2, "image_size": 32, "layers": 1, "mlp_ratio": 72.0 / 56.0, "output_dim": 128, "patch_size": 4, "width": 56});
+        visual[key] = value;
+        with(&[("visual", visual)])
+    };
+    says(&visual("width", json!(60)), ErrorKind::Mismatch, &["conv1.weight", "[60, 3, 4, 4]"]);
+    says(&visual("output_dim", json!(256)), ErrorKind::Format, &["output_dim", "128 wide"]);
+    says(&visual("heads", json!(3)), ErrorKind::Format, &["3 heads"]);
+    let quantized = json!({"quant_method": "gptq", "bits": 4});
+    says(&with(&[("quantization_config", quantized)]), ErrorKind::Unsupported, &["gptq"]);
+    for (line, words) in [("!!! 0", "base64"), ("AA== 7", "rank 0"), ("", "no token for byte 0")] {
+        let error = refusal("qwen-vl", |folder| fs::write(folder.join("qwen.tiktoken"), format!("{line}\n")).unwrap());
+        says(&error, ErrorKind::Format, &["qwen.tiktoken", words]);
+    }
+    let error = refusal("qwen-vl", |folder| {
+        let text = fs::read_to_string(folder.join("qwen.tiktoken")).unwrap();
+        // "zqj" is made of nothing.
+        fs::write(folder.join("qwen.tiktoken"), text + "enFq 300\n").unwrap();
+    });
+    says(&error, ErrorKind::Format, &["token 300", "no merge"]);
 }
 
 /// A copy of a fixture that a test may change.
@@ -432,6 +595,7 @@ fn damaged_files_are_refused() {
         ("mistral-bin", "pytorch_model-00001-of-00002.bin"),
         ("mistral-bin", "tokenizer.model"),
         ("llama3", "tokenizer.json"),
+        ("qwen-vl", "qwen.tiktoken"),
     ] {
         let whole = fs::read(fixture(name).join(file)).unwrap();
         let folder = copy(name, |_| {});

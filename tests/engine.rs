@@ -50,7 +50,7 @@ const PROMPT: [u32; 9] = [1, 5, 40, 33, 7, 12, 25, 6, 31];
 /// Bit for bit, whatever the storage of weights and cache, the batch and the number of threads.
 #[test]
 fn prefill_of_n_tokens_equals_n_decodes() {
-    for name in ["llama-gqa.gguf", "llama-q8_0.gguf", "llama-k-quants.gguf", "llama-rope-yarn.gguf"] {
+    for name in ["llama-gqa.gguf", "llama-q8_0.gguf", "llama-k-quants.gguf", "llama-rope-yarn.gguf", "qwen-long.gguf"] {
         let loaded = engine(name, 1);
         for kinds in CACHE_TYPES {
             let Some(stored) = stored(&loaded, kinds) else { continue };
@@ -178,6 +178,29 @@ fn a_session_keeps_what_prompts_have_in_common() {
     // The same prompt again: only the last token runs, for its logits.
     assert_eq!(session.sync(&tokens(&other), None).unwrap(), 1);
     assert_eq!(session.logits(), logits_after(&engine, &options(), &tokens(&other)));
+}
+
+/// The base of Qwen's rotations depends on the prompt's length: what was kept of a shorter one is made anew, but an answer goes on
+/// with its prompt's.
+#[test]
+fn longer_prompts_turn_keys_anew() {
+    let engine = engine("qwen-long.gguf", 2);
+    let mut session = session(&engine, &options());
+    // Trained with 8 tokens: 5 and 8 have one base, 9 to 16 another, 17 the next.
+    let long: Vec<u32> = PROMPT.iter().chain(&PROMPT).copied().collect();
+    for (n, n_run) in [(5, 5), (8, 3), (9, 9), (16, 7), (17, 17), (12, 12), (8, 8)] {
+        assert_eq!(session.sync(&tokens(&long[..n]), None).unwrap(), n_run, "{n} tokens");
+        assert_eq!(session.logits(), logits_after(&engine, &options(), &tokens(&long[..n])), "{n} tokens");
+    }
+    let answer: Vec<u32> = (0..6).map_while(|_| session.next_token().unwrap()).collect();
+    assert_eq!(answer.len(), 6);
+    let grown = session.logits().to_vec();
+    session.sync(&tokens(&long[..8]), None).unwrap();
+    session.extend(&answer[..5]).unwrap();
+    assert_eq!(session.logits(), grown);
+    let whole: Vec<u32> = long[..8].iter().chain(&answer[..5]).copied().collect();
+    session.sync(&tokens(&whole), None).unwrap();
+    assert_ne!(session.logits(), grown);
 }
 
 #[test]

@@ -11,7 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("media", &[]),
     ("text", &["gguf"]),
     ("ops", &["device", "tensor"]),
-    ("blocks", &["ops", "device", "tensor", "gguf"]),
+    ("blocks", &["ops", "device", "tensor", "gguf", "media"]),
     ("architectures", &["blocks", "ops", "device", "tensor", "gguf", "media"]),
     ("quantize", &["gguf"]),
     ("convert", &["gguf", "quantize", "text"]),

@@ -43,6 +43,7 @@ fn elements<M: Measurement>(criterion: &mut Criterion<M>, table: &Kernels) {
     bench("add", &mut |x| (table.add)(x, &w));
     bench("to_f16", &mut |x| (table.to_f16)(x, &mut bits));
     bench("rope", &mut |x| (table.rope)(x, &w[..n / 2], &w[n / 2..]));
+    bench("rope_half", &mut |x| (table.rope_half)(x, &w[..n / 2], &w[n / 2..]));
     group.finish();
 }
 

@@ -151,7 +151,8 @@ impl Activations {
         }
         self.normed.resize(if normed && floats { x.len() } else { 0 }, 0.0);
         let n = if rounded { x.len() } else { 0 };
-        self.q.resize(n, 0);
+        let stride = Columns::stride(n_cols);
+        self.q.resize(n / n_cols * stride, 0);
         self.scale.resize(n / 32, 0.0);
         self.sum16.resize(n / 16, 0.0);
         self.sum32.resize(n / 32, 0.0);
@@ -181,7 +182,13 @@ impl Activations {
                     if rounded {
                         // SAFETY: as above.
                         let (q, scale, sum16, sum32, total) = unsafe {
-                            (q.get(at(1)), scale.get(at(32)), sum16.get(at(16)), sum32.get(at(32)), total.get(at(16)))
+                            (
+                                q.get(t * stride..t * stride + n_cols),
+                                scale.get(at(32)),
+                                sum16.get(at(16)),
+                                sum32.get(at(32)),
+                                total.get(at(16)),
+                            )
                         };
                         (k.quantize)(x, q, scale, sum16, sum32, total);
                     }
@@ -241,7 +248,7 @@ impl<'a> Ready<'a> {
             if x.is_empty() { x } else { &x[tokens.start * width..tokens.end * width] }
         }
         let n_cols = self.n_cols;
-        let Columns { q, scale, sum16, sum32, total, .. } = self.columns;
+        let Columns { stride, q, scale, sum16, sum32, total, .. } = self.columns;
         Ready {
             first: self.first + tokens.start,
             n_tokens: tokens.len(),
@@ -249,7 +256,8 @@ impl<'a> Ready<'a> {
             floats: rows(self.floats, &tokens, n_cols),
             columns: Columns {
                 n_cols,
-                q: rows(q, &tokens, n_cols),
+                stride,
+                q: rows(q, &tokens, stride),
                 scale: rows(scale, &tokens, n_cols / 32),
                 sum16: rows(sum16, &tokens, n_cols / 16),
                 sum32: rows(sum32, &tokens, n_cols / 32),
@@ -291,6 +299,7 @@ pub fn matmul_with(k: &Kernels, team: &Team, input: Input<'_>, act: &mut Activat
         return;
     }
     act.prepare(k, team, input, floats, rounded);
+    let stride = Columns::stride(n_cols);
     let Activations { normed, q, scale, sum16, sum32, total } = &*act;
     let ready = Ready {
         first: 0,
@@ -302,9 +311,9 @@ pub fn matmul_with(k: &Kernels, team: &Team, input: Input<'_>, act: &mut Activat
             _ => normed,
         },
         columns: if rounded {
-            Columns { n_cols, q, scale, sum16, sum32, total }
+            Columns { n_cols, stride, q, scale, sum16, sum32, total }
         } else {
-            Columns { n_cols, q: &[], scale: &[], sum16: &[], sum32: &[], total: &[] }
+            Columns { n_cols, stride, q: &[], scale: &[], sum16: &[], sum32: &[], total: &[] }
         },
     };
     let jobs: Vec<Job<'_>> = products.iter_mut().map(Job::new).collect();

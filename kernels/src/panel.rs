@@ -144,7 +144,9 @@ impl FloatPanel {
 pub struct Columns<'a> {
     /// Columns of a token, a multiple of 32.
     pub n_cols: usize,
-    /// `[n_tokens, n_cols]`.
+    /// From the quants of one token to those of the next: see [`Columns::stride`].
+    pub stride: usize,
+    /// `[n_tokens, stride]`, of which `n_cols` are read.
     pub q: &'a [i8],
     /// `[n_tokens, n_cols / 32]`.
     pub scale: &'a [f32],
@@ -157,15 +159,22 @@ pub struct Columns<'a> {
 }
 
 impl Columns<'_> {
+    /// A good distance between tokens of `n_cols` columns: an odd number of cache lines. Tokens a power of two apart would
+    /// all lie in the same set of the first-level cache, which holds fewer of them than a tile multiplies.
+    pub const fn stride(n_cols: usize) -> usize {
+        if n_cols.is_multiple_of(128) { n_cols + 64 } else { n_cols }
+    }
+
     /// How many tokens there are.
     pub fn n_tokens(&self) -> usize {
-        self.q.len() / self.n_cols
+        self.q.len() / self.stride
     }
 
     /// Panics unless all the slices have the lengths that `n_cols` and the number of tokens ask for.
     pub fn check(&self) {
-        let n = self.q.len();
-        assert!(self.n_cols.is_multiple_of(32) && self.n_cols > 0 && n.is_multiple_of(self.n_cols));
+        assert!(self.n_cols.is_multiple_of(32) && self.n_cols > 0 && self.stride >= self.n_cols);
+        assert!(self.q.len().is_multiple_of(self.stride));
+        let n = self.n_tokens() * self.n_cols;
         assert_eq!((self.scale.len(), self.sum16.len(), self.sum32.len()), (n / 32, n / 16, n / 32));
         assert_eq!(self.total.len(), n / 16);
     }

@@ -86,6 +86,8 @@ pub struct Kernels {
     pub to_f16: fn(&[f32], &mut [u16]),
     /// Rotates neighbouring pairs `(x[2i], x[2i+1])` by `(cos[i], sin[i])`.
     pub rope: fn(&mut [f32], &[f32], &[f32]),
+    /// Rotates pairs of the two halves of `x: [2n]`, `(x[i], x[n + i])`, by `(cos[i], sin[i])`.
+    pub rope_half: fn(&mut [f32], &[f32], &[f32]),
     /// Expands F16 bits to floats.
     pub from_f16: fn(&[u16], &mut [f32]),
     /// Advances query rows by one tile of keys and values: the inner step of [`crate::attention()`].
@@ -157,7 +159,7 @@ mod tests {
     #[test]
     fn a_level_is_chosen_by_name() {
         let scalar = scalar::table();
-        let all = Level::ALL.map(|level| Kernels { level, ..scalar });
+        let all: Vec<_> = Level::ALL.iter().map(|&level| Kernels { level, ..scalar }).collect();
         for level in Level::ALL {
             let (table, complaint) = choose(&all, level.name());
             assert_eq!((table.level, complaint), (level, None));

@@ -244,6 +244,13 @@ fn rounded(table: &Kernels, x: &[f32]) -> Rounded {
     r
 }
 
+/// The same with the quants of tokens `stride` apart, and something else between them.
+fn apart(rounded: Rounded, n_cols: usize, stride: usize) -> Rounded {
+    let mut q = vec![77; rounded.0.len() / n_cols * stride];
+    q.chunks_mut(stride).zip(rounded.0.chunks(n_cols)).for_each(|(to, q)| to[..n_cols].copy_from_slice(q));
+    (q, rounded.1, rounded.2, rounded.3, rounded.4)
+}
+
 #[test]
 fn quantize() {
     let (scalar, tables) = tables();
@@ -294,17 +301,21 @@ fn dot() {
                             v.as_flattened_mut().iter_mut().for_each(|v| *v = random.float());
                         }
                         // The product starts in the middle of the tokens' columns.
-                        let n_cols = n + 96;
-                        let mut x = rounded(&scalar, &floats(n_tokens * n_cols, Kind::Usual, &mut random));
+                        let (n_cols, stride) = (n + 96, n + 96 + 64 * (n_tokens % 2));
+                        let mut x = apart(
+                            rounded(&scalar, &floats(n_tokens * n_cols, Kind::Usual, &mut random)),
+                            n_cols,
+                            stride,
+                        );
                         if edge.is_some() {
                             x.0.iter_mut()
                                 .enumerate()
-                                .for_each(|(i, q)| *q = if i / n_cols % 2 == 0 { 127 } else { -127 });
+                                .for_each(|(i, q)| *q = if i / stride % 2 == 0 { 127 } else { -127 });
                             x.4.iter_mut()
                                 .enumerate()
                                 .for_each(|(i, s)| *s = if 16 * i / n_cols % 2 == 0 { 2032 } else { -2032 });
                         }
-                        let x = Columns { n_cols, q: &x.0, scale: &x.1, sum16: &x.2, sum32: &x.3, total: &x.4 };
+                        let x = Columns { n_cols, stride, q: &x.0, scale: &x.1, sum16: &x.2, sum32: &x.3, total: &x.4 };
                         let mut a = vec![[0.5; PANEL_ROWS]; n_tokens];
                         let mut b = a.clone();
                         (scalar.dot)(form, &panel, n, x, 32, &mut a);
@@ -337,8 +348,9 @@ fn dot_few() {
                     if Form::of(dtype) == Form::Float {
                         (table.dot_few_float)(dtype, &source, &x, &mut acc);
                     } else {
-                        let x = rounded(&scalar, &x);
-                        let x = Columns { n_cols, q: &x.0, scale: &x.1, sum16: &x.2, sum32: &x.3, total: &x.4 };
+                        let stride = Columns::stride(n_cols);
+                        let x = apart(rounded(&scalar, &x), n_cols, stride);
+                        let x = Columns { n_cols, stride, q: &x.0, scale: &x.1, sum16: &x.2, sum32: &x.3, total: &x.4 };
                         (table.dot_few)(dtype, &source, x, &mut acc);
                     }
                     acc

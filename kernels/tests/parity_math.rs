@@ -286,24 +286,33 @@ fn element_wise() {
 
 #[test]
 fn rope() {
-    for table in &levels() {
+    // Where the partner of element `i` is, its angle, and whether it is the first of the two.
+    type Pair = fn(usize, usize) -> (usize, usize, bool);
+    let kinds: [(&str, Pair); 2] = [
+        ("rope", |i, _| (i ^ 1, i / 2, i % 2 == 0)),
+        ("rope_half", |i, n| if i < n { (i + n, i, true) } else { (i - n, i - n, false) }),
+    ];
+    for (table, (name, place)) in levels().iter().flat_map(|table| kinds.map(|kind| (table, kind))) {
+        let rotate = if name == "rope" { table.rope } else { table.rope_half };
         for n in some(10, (1..=20).chain([32, 64, 2048])) {
             let mut random = Random(n as u64);
             let angles = random.floats(n, 3.2);
             let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
             for (h, x) in hard_rows(2 * n).iter().filter(|x| x.iter().all(|v| v.abs() < 1e38)).enumerate() {
-                let y = misaligned(x, 7.0, h % 9, |x| (table.rope)(x, &cos, &sin));
+                let y = misaligned(x, 7.0, h % 9, |x| rotate(x, &cos, &sin));
                 let pair = |i: usize| {
-                    (f64::from(x[i & !1]), f64::from(x[i | 1]), f64::from(cos[i / 2]), f64::from(sin[i / 2]))
+                    let (other, angle, first) = place(i, n);
+                    let (a, b) = if first { (x[i], x[other]) } else { (x[other], x[i]) };
+                    (f64::from(a), f64::from(b), f64::from(cos[angle]), f64::from(sin[angle]), first)
                 };
                 let want: Vec<f64> = (0..2 * n)
                     .map(|i| {
-                        let (a, b, c, s) = pair(i);
-                        if i % 2 == 0 { a * c - b * s } else { a * s + b * c }
+                        let (a, b, c, s, first) = pair(i);
+                        if first { a * c - b * s } else { a * s + b * c }
                     })
                     .collect();
-                assert_close("rope", table, &y, &want, |i, _| {
-                    let (a, b, c, s) = pair(i);
+                assert_close(name, table, &y, &want, |i, _| {
+                    let (a, b, c, s, _) = pair(i);
                     2e-7 * ((a * c).abs() + (b * s).abs() + (a * s).abs() + (b * c).abs()) + 3e-45
                 });
             }

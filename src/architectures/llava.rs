@@ -21,12 +21,13 @@
 
 use super::{Architecture, ImageRows, Model, VisionModel};
 use crate::blocks::image_tokens::{Grid, ImageTokens, Layout, Place, Reduction};
+use crate::blocks::mmproj;
 use crate::blocks::projector::Mlp;
 use crate::blocks::vit::{self, Vit};
 use crate::gguf::Gguf;
-use crate::media::preprocess::{self, CLIP_MEAN, CLIP_STD, Fit, Preprocess};
-use crate::media::{Crops, Filter, Image};
-use crate::ops::{Activation, Cx};
+use crate::media::preprocess::{self, Fit, Preprocess};
+use crate::media::{Crops, Image};
+use crate::ops::Cx;
 use crate::tensor::Loader;
 use crate::{Result, bail};
 
@@ -43,10 +44,6 @@ pub const ARCH: Architecture = Architecture {
     load: |loader| Ok(Model::Vision(Box::new(Llava::load(loader)?))),
 };
 
-/// Most values of a picture's activations at any step: more than any model of this kind has. They take memory whatever the
-/// size of the file.
-const MAX_ACTIVATIONS: usize = 1 << 27;
-
 /// A loaded encoder and projector.
 pub struct Llava {
     preprocess: Preprocess,
@@ -59,20 +56,14 @@ impl Llava {
     /// Loads the weights, checking every shape.
     pub fn load(loader: Loader<'_>) -> Result<Llava> {
         let gguf = loader.gguf;
-        let shape = vit_shape(gguf)?;
+        let shape = mmproj::vit_shape(gguf)?;
         let projector = Mlp::load(loader, shape.n_feature(), 1e-5)?;
         let newline = ["model.image_newline", "v.image_newline"].into_iter().find(|name| loader.has(name));
         let image_newline = newline.map(|name| loader.vector(name, projector.n_out())).transpose()?;
-        let preprocess = preprocessing(gguf, &shape, projector.is_linear())?;
+        let linear = projector.is_linear();
+        let preprocess = mmproj::preprocess(gguf, shape.image_size, |mean| fit(gguf, &shape, mean, linear))?;
         let width = shape.max_width().max(projector.max_width());
-        let n_rows = preprocess.max_crops() * (1 + shape.n_patch());
-        if n_rows.saturating_mul(width) > MAX_ACTIVATIONS {
-            bail!(
-                Unsupported,
-                "{}: a picture becomes up to {n_rows} rows of up to {width} values, more than {MAX_ACTIVATIONS} in all",
-                gguf.name()
-            );
-        }
+        mmproj::check_activations(gguf, preprocess.max_crops() * (1 + shape.n_patch()), width)?;
         Ok(Llava { preprocess, vit: Vit::load(loader, shape)?, projector, image_newline })
     }
 
@@ -163,88 +154,12 @@ impl VisionModel for Llava {
     }
 }
 
-fn vit_shape(gguf: &Gguf) -> Result<vit::Shape> {
+/// How pictures are fitted: `clip.vision.image_grid_pinpoints`, `image_aspect_ratio`, or what LLaVA's versions did.
+fn fit(gguf: &Gguf, shape: &vit::Shape, mean: [f32; 3], linear: bool) -> Result<Fit> {
     let meta = gguf.metadata();
-    let size = |key: &str| -> Result<usize> {
-        let key = format!("clip.vision.{key}");
-        let n = meta.require(&key, meta.usize(&key))?;
-        if n == 0 || n > 1 << 16 {
-            bail!(Format, "{}: {key}: {n} is no sensible size", gguf.name());
-        }
-        Ok(n)
-    };
-    let activation = match (meta.bool("clip.use_gelu")?, meta.bool("clip.use_silu")?) {
-        (Some(true), Some(true)) => {
-            bail!(Format, "{}: clip.use_gelu and clip.use_silu cannot both be true", gguf.name())
-        }
-        (Some(true), _) => Activation::Gelu,
-        (_, Some(true)) => Activation::Silu,
-        _ => Activation::QuickGelu,
-    };
-    let n_block = size("block_count")?;
-    let feature_layers = match meta.i64s("clip.vision.feature_layer")? {
-        None => vec![n_block],
-        Some(layers) => {
-            let depth = |layer: &i64| -> Result<usize> {
-                // Hugging Face counts from the end of the checkpoint's hidden states, of which the file holds all but one.
-                let depth = if *layer < 0 { n_block as i64 + 2 + layer } else { *layer };
-                match usize::try_from(depth).ok().filter(|d| *d <= n_block) {
-                    Some(depth) => Ok(depth),
-                    None => bail!(
-                        Format,
-                        "{}: clip.vision.feature_layer: {layer} of an encoder of {n_block} blocks",
-                        gguf.name()
-                    ),
-                }
-            };
-            layers.iter().map(depth).collect::<Result<Vec<_>>>()?
-        }
-    };
-    let eps = meta.f32("clip.vision.attention.layer_norm_epsilon")?.unwrap_or(1e-5);
-    if !(eps >= 0.0 && eps.is_finite()) {
-        bail!(Format, "{}: clip.vision.attention.layer_norm_epsilon: {eps} is no epsilon", gguf.name());
-    }
-    let shape = vit::Shape {
-        image_size: size("image_size")?,
-        patch_size: size("patch_size")?,
-        n_embd: size("embedding_length")?,
-        n_ff: size("feed_forward_length")?,
-        n_head: size("attention.head_count")?,
-        eps,
-        activation,
-        feature_layers,
-    };
-    if shape.feature_layers.is_empty() || shape.feature_layers.len() > 16 {
-        bail!(Format, "{}: clip.vision.feature_layer: {} layers", gguf.name(), shape.feature_layers.len());
-    }
-    if shape.patch_size > shape.image_size || !shape.n_embd.is_multiple_of(shape.n_head) {
-        bail!(
-            Format,
-            "{}: crops of {} in patches of {}, {} elements in {} heads: these do not divide",
-            gguf.name(),
-            shape.image_size,
-            shape.patch_size,
-            shape.n_embd,
-            shape.n_head
-        );
-    }
-    Ok(shape)
-}
-
-fn preprocessing(gguf: &Gguf, shape: &vit::Shape, linear: bool) -> Result<Preprocess> {
-    let meta = gguf.metadata();
-    let colour = |key: &str, default: [f32; 3]| -> Result<[f32; 3]> {
-        let Some(values) = meta.f32s(key)? else { return Ok(default) };
-        match <[f32; 3]>::try_from(values.as_slice()) {
-            Ok(values) => Ok(values),
-            Err(_) => bail!(Format, "{}: {key}: expected 3 numbers, got {values:?}", gguf.name()),
-        }
-    };
-    let mean = colour("clip.vision.image_mean", CLIP_MEAN)?;
-    let std = colour("clip.vision.image_std", CLIP_STD)?;
     let fill = preprocess::mean_color(mean);
     let pinpoints = meta.i64s("clip.vision.image_grid_pinpoints")?.unwrap_or_default();
-    let fit = match meta.str("clip.vision.image_aspect_ratio")? {
+    Ok(match meta.str("clip.vision.image_aspect_ratio")? {
         _ if !pinpoints.is_empty() => Fit::Anyres { pinpoints: pairs(gguf, &pinpoints, shape.image_size)? },
         Some("pad") => Fit::Pad { fill },
         Some("square") => Fit::CenterCrop,
@@ -256,10 +171,7 @@ fn preprocessing(gguf: &Gguf, shape: &vit::Shape, linear: bool) -> Result<Prepro
             "{}: clip.vision.image_aspect_ratio: \"{other}\" is none of square, pad, anyres",
             gguf.name()
         ),
-    };
-    let preprocess = Preprocess { image_size: shape.image_size, mean, std, fit, filter: Filter::Bicubic };
-    preprocess.validate().map_err(|e| e.context(gguf.name()))?;
-    Ok(preprocess)
+    })
 }
 
 /// The flat list of the file as (width, height) pairs.

@@ -2,7 +2,10 @@
 
 pub mod llama;
 pub mod llava;
+pub mod qwen;
+pub mod qwen_vl;
 
+use crate::blocks::decoder::Decoder;
 use crate::blocks::image_tokens::ImageTokens;
 use crate::blocks::kv_cache::{KvCache, KvTypes};
 use crate::gguf::Gguf;
@@ -14,7 +17,7 @@ use crate::{Result, bail};
 use std::cell::RefCell;
 
 /// Every architecture that mmq runs.
-pub const ARCHITECTURES: &[&Architecture] = &[&llama::ARCH, &llava::ARCH];
+pub const ARCHITECTURES: &[&Architecture] = &[&llama::ARCH, &llava::ARCH, &qwen::ARCH, &qwen_vl::ARCH];
 
 /// An architecture: how to recognise its files and how to load them.
 pub struct Architecture {
@@ -60,6 +63,9 @@ pub trait TextModel: Send + Sync {
     /// # Errors
     /// Heads that cannot be stored as the types want.
     fn new_cache(&self, n_ctx: usize, types: KvTypes) -> Result<KvCache>;
+    /// Tells that the positions from 0 on will be a prompt of `n`, of which the cache may hold the first. A cache that is not
+    /// good for that many is emptied.
+    fn expect(&self, cache: &mut KvCache, n: usize);
     /// Appends the embeddings of `tokens` to `out`: `[n_tokens, n_embd]`. Each token must be below [`TextModel::n_vocab`].
     fn embed(&self, tokens: &[u32], out: &mut Vec<f32>);
     /// Takes embeddings `x: [n_tokens, n_embd]`, which follow what is in the cache, through the model, adds them to the
@@ -72,6 +78,64 @@ pub trait TextModel: Send + Sync {
         which: Logits,
         logits: &mut Vec<f32>,
     ) -> Result<()>;
+}
+
+/// A text model that is a [`Decoder`] and nothing else.
+struct Text {
+    name: &'static str,
+    decoder: Decoder,
+}
+
+impl TextModel for Text {
+    fn describe(&self) -> String {
+        let (c, s) = (self.decoder.config(), self.decoder.config().layer);
+        format!(
+            "{} text model, {} layers of {}, {} heads ({} for keys), vocabulary {}, context {}",
+            self.name, c.n_layer, s.n_embd, s.n_head, s.n_head_kv, c.n_vocab, c.n_ctx_train
+        )
+    }
+
+    fn n_embd(&self) -> usize {
+        self.decoder.config().layer.n_embd
+    }
+
+    fn n_vocab(&self) -> usize {
+        self.decoder.config().n_vocab
+    }
+
+    fn n_ctx_train(&self) -> usize {
+        self.decoder.config().n_ctx_train
+    }
+
+    fn new_cache(&self, n_ctx: usize, types: KvTypes) -> Result<KvCache> {
+        let (c, s) = (self.decoder.config(), self.decoder.config().layer);
+        KvCache::new(c.n_layer, s.n_head_kv, s.head_dim, n_ctx, types)
+    }
+
+    fn expect(&self, cache: &mut KvCache, n: usize) {
+        self.decoder.expect(cache, n);
+    }
+
+    fn embed(&self, tokens: &[u32], out: &mut Vec<f32>) {
+        self.decoder.embed(tokens, out);
+    }
+
+    fn forward(
+        &self,
+        cx: &mut Cx<'_>,
+        x: &mut [f32],
+        cache: &mut KvCache,
+        which: Logits,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        let n_tokens = x.len() / self.n_embd();
+        let n_logits = match which {
+            Logits::None => 0,
+            Logits::Last => 1,
+            Logits::Tail(n) => n.min(n_tokens),
+        };
+        self.decoder.forward(cx, x, cache, n_logits, logits)
+    }
 }
 
 /// A vision encoder with its projector: immutable, shared between sessions.

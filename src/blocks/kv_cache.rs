@@ -19,6 +19,8 @@ pub struct KvCache {
     layers: Vec<(KvTiles, KvTiles)>,
     n_ctx: usize,
     len: usize,
+    /// What the keys' rotations are stretched by ([`Rope::stretch`](super::rope::Rope::stretch)).
+    stretch: u32,
 }
 
 impl KvCache {
@@ -39,7 +41,7 @@ impl KvCache {
         }
         let store = |kind, side| KvTiles::new(kind, side, n_head_kv, head_dim);
         let layers = (0..n_layer).map(|_| (store(types.k, Side::Keys), store(types.v, Side::Values))).collect();
-        Ok(KvCache { layers, n_ctx, len: 0 })
+        Ok(KvCache { layers, n_ctx, len: 0, stretch: 1 })
     }
 
     /// Tokens that are in the cache.
@@ -55,6 +57,19 @@ impl KvCache {
     /// Most tokens that it may hold.
     pub fn n_ctx(&self) -> usize {
         self.n_ctx
+    }
+
+    /// What the rotations of its keys are stretched by: 1 until [`KvCache::restretch`].
+    pub fn stretch(&self) -> u32 {
+        self.stretch
+    }
+
+    /// Stretches the rotations of the keys to come; keys that were stretched otherwise are forgotten.
+    pub fn restretch(&mut self, stretch: u32) {
+        if self.stretch != stretch {
+            self.truncate(0);
+            self.stretch = stretch;
+        }
     }
 
     /// Forgets everything from token `len` on, including what an interrupted pass has left behind.

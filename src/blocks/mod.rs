@@ -3,7 +3,9 @@
 pub mod decoder;
 pub mod image_tokens;
 pub mod kv_cache;
+pub mod mmproj;
 pub mod projector;
+pub mod resampler;
 pub mod rope;
 pub mod saliency;
 pub mod select;

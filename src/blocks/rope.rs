@@ -1,9 +1,10 @@
 //! Rotary position embedding: the angle of each pair at each position, with GGUF's scaling kinds.
 //!
 //! RoFormer (arXiv 2104.09864); linear scaling (arXiv 2306.15595); YaRN (arXiv 2309.00071); Llama 3's scaling comes as
-//! one factor for each pair (`rope_freqs.weight`).
+//! one factor for each pair (`rope_freqs.weight`); Qwen's is dynamic ([`Beyond`]).
 
 use crate::gguf::Gguf;
+use crate::ops::Pairs;
 use crate::tensor::Loader;
 use crate::{Result, bail};
 
@@ -14,6 +15,48 @@ pub struct Rope {
     freqs: Vec<f64>,
     /// Factor on the cosine and sine (YaRN's attention temperature).
     magnitude: f32,
+    pairs: Pairs,
+    beyond: Option<Beyond>,
+}
+
+/// What a model does in contexts beyond those it was trained with, as Qwen's authors do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Beyond {
+    /// Longest context of the training.
+    pub n_ctx: usize,
+    /// Dynamic NTK: the base of the angles grows with the prompt's length.
+    pub ntk: bool,
+    /// Queries at position `p` of `p + 1 > n_ctx` are multiplied with `ln(p + 1) / ln(n_ctx)`.
+    pub logn: bool,
+}
+
+/// The rotations of some positions.
+pub struct Angles {
+    pairs: Pairs,
+    /// Cosines and sines, `[n, n_rot / 2]` each.
+    keys: (Vec<f32>, Vec<f32>),
+    /// Those of queries, where they are not the same.
+    queries: Option<(Vec<f32>, Vec<f32>)>,
+    n: usize,
+}
+
+impl Angles {
+    /// Which elements they turn.
+    pub fn pairs(&self) -> Pairs {
+        self.pairs
+    }
+
+    /// Cosines and sines for keys.
+    pub fn keys(&self) -> (&[f32], &[f32]) {
+        (&self.keys.0, &self.keys.1)
+    }
+
+    /// Cosines and sines for queries, from position number `first` of these on.
+    pub fn queries(&self, first: usize) -> (&[f32], &[f32]) {
+        let (cos, sin) = self.queries.as_ref().unwrap_or(&self.keys);
+        let at = first * (cos.len() / self.n);
+        (&cos[at..], &sin[at..])
+    }
 }
 
 impl Rope {
@@ -83,17 +126,97 @@ impl Rope {
                 gguf.name()
             ),
         }
-        Ok(Rope { freqs, magnitude: magnitude as f32 })
+        Ok(Rope { freqs, magnitude: magnitude as f32, pairs: Pairs::Neighbours, beyond: None })
     }
 
-    /// Cosines and sines of positions `start..start + n`: `[n, pairs]` each.
-    pub fn table(&self, start: usize, n: usize) -> (Vec<f32>, Vec<f32>) {
-        let angles = (start..start + n).flat_map(|p| self.freqs.iter().map(move |f| p as f64 * f));
-        angles
-            .map(|a| {
-                let (sin, cos) = a.sin_cos();
-                (cos as f32 * self.magnitude, sin as f32 * self.magnitude)
-            })
-            .unzip()
+    /// The same angles for other pairs.
+    pub fn with_pairs(self, pairs: Pairs) -> Rope {
+        Rope { pairs, ..self }
+    }
+
+    /// The same angles, and others in long contexts. All elements of a head must be rotated.
+    pub fn with_beyond(self, beyond: Beyond) -> Rope {
+        Rope { beyond: Some(beyond), ..self }
+    }
+
+    /// What the base of the angles grows by for a prompt of `n` positions: `2^⌈log2(n / n_ctx) + 1⌉ - 1`, but at least 1,
+    /// to the power of `n_rot / (n_rot - 2)`. It stays for the answer, however long that becomes.
+    pub fn stretch(&self, n: usize) -> u32 {
+        let Some(Beyond { n_ctx, ntk: true, .. }) = self.beyond else { return 1 };
+        let doublings = n.div_ceil(n_ctx.max(1)).max(1).next_power_of_two().trailing_zeros();
+        (2 << doublings.min(30)) - 1
+    }
+
+    /// The rotations of positions `start..start + n` with a base that [`Rope::stretch`] makes larger.
+    pub fn angles(&self, start: usize, n: usize, stretch: u32) -> Angles {
+        // With all of a base's power in the frequencies: base^(-2i / n_rot) · stretch^(-2i / (n_rot - 2)).
+        let n_rot = 2 * self.freqs.len();
+        let slower = |i: usize| f64::from(stretch).powf(-((2 * i) as f64) / (n_rot - 2).max(1) as f64);
+        let freqs: Vec<f64> = match stretch {
+            1 => self.freqs.clone(),
+            _ => self.freqs.iter().enumerate().map(|(i, freq)| freq * slower(i)).collect(),
+        };
+        let table = |factor: &dyn Fn(usize) -> f32| -> (Vec<f32>, Vec<f32>) {
+            let angles = (start..start + n).flat_map(|p| freqs.iter().map(move |f| (p, p as f64 * f)));
+            angles
+                .map(|(p, angle)| {
+                    let (sin, cos) = angle.sin_cos();
+                    (cos as f32 * factor(p), sin as f32 * factor(p))
+                })
+                .unzip()
+        };
+        let queries = match self.beyond {
+            Some(Beyond { n_ctx, logn: true, .. }) if start + n > n_ctx => Some(table(&|p| {
+                let longer = ((p + 1) as f64).ln() / (n_ctx as f64).ln();
+                self.magnitude * if p + 1 > n_ctx { longer as f32 } else { 1.0 }
+            })),
+            _ => None,
+        };
+        Angles { pairs: self.pairs, keys: table(&|_| self.magnitude), queries, n }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn qwen(n_rot: usize) -> Rope {
+        let freqs = (0..n_rot / 2).map(|i| 10_000f64.powf(-(2.0 * i as f64) / n_rot as f64)).collect();
+        let beyond = Beyond { n_ctx: 2048, ntk: true, logn: true };
+        Rope { freqs, magnitude: 1.0, pairs: Pairs::Halves, beyond: Some(beyond) }
+    }
+
+    #[test]
+    fn the_base_grows_with_the_prompt() {
+        let rope = qwen(128);
+        for (n, stretch) in
+            [(1, 1), (1024, 1), (2048, 1), (2049, 3), (4096, 3), (4097, 7), (8192, 7), (8193, 15), (32768, 31)]
+        {
+            // As the authors write it.
+            let written = 2f64.powf(((n as f64 / 2048.0).log2() + 1.0).ceil()) - 1.0;
+            assert_eq!((rope.stretch(n), written.max(1.0)), (stretch, f64::from(stretch)), "{n}");
+        }
+        // With the exponent of the paper: the slowest pair turns as if positions were that much closer.
+        let (base, plain) = (rope.angles(3000, 1, 3), rope.angles(3000, 1, 1));
+        let turn = |angles: &Angles| angles.keys().1[63].asin();
+        assert!((turn(&plain) / turn(&base) - 3.0).abs() < 1e-3);
+        let direct = 10_000f64 * 3f64.powf(128.0 / 126.0);
+        let expected = (3000.0 * direct.powf(-2.0 * 40.0 / 128.0)).cos() as f32;
+        assert!((base.keys().0[40] - expected).abs() < 1e-6);
+    }
+
+    #[test]
+    fn queries_grow_beyond_the_training() {
+        let rope = qwen(8);
+        assert!(rope.angles(0, 2048, 1).queries.is_none());
+        let angles = rope.angles(2046, 4, 1);
+        for (i, factor) in [1.0, 1.0, 2049f64.ln() / 2048f64.ln(), 2050f64.ln() / 2048f64.ln()].into_iter().enumerate()
+        {
+            let (cos, sin) = angles.queries(i);
+            let size = cos[0].hypot(sin[0]);
+            assert!((f64::from(size) - factor).abs() < 1e-6, "{i}: {size}");
+        }
+        let (cos, sin) = angles.keys();
+        assert!(cos.iter().zip(sin).all(|(c, s)| (c.hypot(*s) - 1.0).abs() < 1e-6));
     }
 }

@@ -1,4 +1,6 @@
-//! A CLIP-style vision transformer (arXiv 2010.11929, 2103.00020): patches, class token, learned positions, pre-norm blocks.
+//! A vision transformer (arXiv 2010.11929) as CLIP's (2103.00020), EVA's and OpenCLIP's are: patches, maybe a class token in
+//! front, learned positions, pre-norm blocks. Which parts there are is seen from the file's tensors: `v.class_embd`, `v.pre_ln`,
+//! any bias, `attn_qkv` in place of `attn_q`, `attn_k` and `attn_v`.
 
 use super::saliency;
 use crate::ops::{self, Activation, Cx, LayerNorm, Linear, Norm};
@@ -19,12 +21,16 @@ pub struct Shape {
     pub n_ff: usize,
     /// Heads.
     pub n_head: usize,
-    /// Epsilon of the norms.
+    /// Epsilon of the blocks' norms and of `v.pre_ln`.
     pub eps: f32,
     /// Activation of the feed-forward layer.
     pub activation: Activation,
     /// Which hidden states make the features, concatenated: `i` is the stream after `i` blocks. Blocks after the last are not loaded.
     pub feature_layers: Vec<usize>,
+    /// Whether the class token is one of the features, the first, or left out of them.
+    pub keep_class: bool,
+    /// Epsilon of `v.post_ln`, where the features pass through it.
+    pub final_eps: Option<f32>,
 }
 
 impl Shape {
@@ -68,25 +74,28 @@ pub struct Vit {
     position_embd: Vec<f32>,
     pre_ln: Option<LayerNorm>,
     blocks: Vec<Block>,
+    post_ln: Option<LayerNorm>,
 }
 
 impl Vit {
     /// Loads `v.*`.
     pub fn load(loader: Loader<'_>, shape: Shape) -> Result<Vit> {
         let d = shape.n_embd;
-        let linear = |name: String, n_out: usize, n_in: usize| -> Result<Linear> {
+        let linear = |name: String, n_out: usize, n_in: usize| Linear::load_vision(loader, &name, n_out, n_in);
+        // A third of `attn_qkv`, or a matrix of its own.
+        let attn = |il: usize, third: usize| -> Result<Linear> {
+            let fused = format!("v.blk.{il}.attn_qkv");
+            if !loader.has(&format!("{fused}.weight")) {
+                return linear(format!("v.blk.{il}.{}", ["attn_q", "attn_k", "attn_v"][third]), d, d);
+            }
+            let rows = third * d..(third + 1) * d;
+            let bias = loader.optional_vector(&format!("{fused}.bias"), 3 * d)?;
             Ok(Linear {
-                weight: loader.vision_weight(&format!("{name}.weight"), n_out, n_in)?,
-                bias: loader.optional_vector(&format!("{name}.bias"), n_out)?,
+                weight: loader.vision_weight_part(&format!("{fused}.weight"), 3 * d, d, rows.clone())?,
+                bias: bias.map(|bias| bias[rows].to_vec()),
             })
         };
-        let norm = |name: String| -> Result<LayerNorm> {
-            Ok(LayerNorm {
-                weight: loader.vector(&format!("{name}.weight"), d)?,
-                bias: loader.vector(&format!("{name}.bias"), d)?,
-                eps: shape.eps,
-            })
-        };
+        let norm = |name: String| LayerNorm::load(loader, &name, d, shape.eps);
         let block = |il: usize| -> Result<Block> {
             let at = |name: &str| format!("v.blk.{il}.{name}");
             // The converters of 2023 and 2024 wrote the first layer as ffn_down and the second as ffn_up.
@@ -95,9 +104,9 @@ impl Vit {
             let (up, down) = if swapped { ("ffn_down", "ffn_up") } else { ("ffn_up", "ffn_down") };
             Ok(Block {
                 ln1: norm(at("ln1"))?,
-                attn_q: linear(at("attn_q"), d, d)?,
-                attn_k: linear(at("attn_k"), d, d)?,
-                attn_v: linear(at("attn_v"), d, d)?,
+                attn_q: attn(il, 0)?,
+                attn_k: attn(il, 1)?,
+                attn_v: attn(il, 2)?,
                 attn_out: linear(at("attn_out"), d, d)?,
                 ln2: norm(at("ln2"))?,
                 ffn_up: linear(at(up), shape.n_ff, d)?,
@@ -113,14 +122,21 @@ impl Vit {
                 loader.gguf.name()
             );
         }
+        let final_norm = shape.final_eps.map(|eps| LayerNorm::load(loader, "v.post_ln", shape.n_feature(), eps));
         Ok(Vit {
             patch_embd: linear("v.patch_embd".into(), d, 3 * shape.patch_size * shape.patch_size)?,
             class_embd: loader.optional_vector("v.class_embd", d)?,
             position_embd: loader.vector("v.position_embd.weight", (n_class + shape.n_patch()) * d)?,
             pre_ln: loader.has("v.pre_ln.weight").then(|| norm("v.pre_ln".into())).transpose()?,
             blocks: (0..n_block).map(block).collect::<Result<_>>()?,
+            post_ln: final_norm.transpose()?,
             shape,
         })
+    }
+
+    /// Features of a crop.
+    pub fn n_row(&self) -> usize {
+        self.shape.n_patch() + usize::from(self.shape.keep_class && self.class_embd.is_some())
     }
 
     /// The encoder's sizes.
@@ -128,8 +144,7 @@ impl Vit {
         &self.shape
     }
 
-    /// Encodes crops `[n_crops, 3, image_size, image_size]` to features `[n_crops, n_patch, n_feature]`, without the class
-    /// token. `saliency`, if asked for, becomes the attention that each patch receives in the last block, `[n_crops, n_patch]`.
+    /// Encodes crops `[n_crops, 3, image_size, image_size]` to features `[n_crops, n_row, n_feature]`. `saliency`, if asked for, becomes the attention that each patch receives in the last block, `[n_crops, n_patch]`.
     /// `name` is appended to the names of traced activations.
     pub fn forward(
         &self,
@@ -166,10 +181,11 @@ impl Vit {
         }
 
         let n_feature = s.n_feature();
-        let mut features = vec![0.0; n_crops * n_patch * n_feature];
+        let n_skip = n_pos - self.n_row();
+        let mut features = vec![0.0; n_crops * self.n_row() * n_feature];
         let mut tap = |depth: usize, x: &[f32]| {
             for (i, _) in s.feature_layers.iter().enumerate().filter(|(_, layer)| **layer == depth) {
-                let rows = x.chunks_exact(n_pos * d).flat_map(|crop| crop[n_class * d..].chunks_exact(d));
+                let rows = x.chunks_exact(n_pos * d).flat_map(|crop| crop[n_skip * d..].chunks_exact(d));
                 for (feature, row) in features.chunks_exact_mut(n_feature).zip(rows) {
                     feature[i * d..(i + 1) * d].copy_from_slice(row);
                 }
@@ -211,6 +227,10 @@ impl Vit {
             tap(il + 1, &x);
         }
         cx.checkpoint(1, 1)?;
+        if let Some(post_ln) = &self.post_ln {
+            ops::layer_norm(cx, &features, post_ln, &mut x);
+            features = x;
+        }
         cx.trace(|| format!("v.feature{name}"), &features);
         Ok(features)
     }

@@ -1,4 +1,4 @@
-//! Hugging Face folders to GGUF: LLaMA's kin as text models, LLaVA as a text model and an mmproj.
+//! Hugging Face folders to GGUF: LLaMA's kin and Qwen as text models, LLaVA and Qwen-VL as a text model and an mmproj.
 //!
 //! Weights are streamed from the mapped files to the new one, some rows at a time. Everything that can be wrong with the
 //! files is looked at before the first byte is written.
@@ -8,6 +8,8 @@ mod clip;
 mod config;
 mod llama;
 mod name;
+mod positions;
+mod qwen;
 mod vocab;
 
 use crate::gguf::{Sink, TensorInfo, Value, Writer};
@@ -88,7 +90,27 @@ enum Data {
         tensor: Tensor,
         n_head: Option<usize>,
     },
+    /// Queries (0), keys (1) or values (2) of a tensor whose rows are `[n_head, 3, head_dim]`.
+    Third {
+        tensor: Tensor,
+        n_head: usize,
+        third: usize,
+    },
     Values(Vec<f32>),
+}
+
+impl Data {
+    /// The row of the tensor that becomes row `row` of `n`.
+    fn source(&self, row: usize, n: usize) -> usize {
+        match self {
+            Data::Tensor { n_head: Some(n_head), .. } => permuted(row, n / n_head),
+            Data::Third { n_head, third, .. } => {
+                let head_dim = n / n_head;
+                (row / head_dim * 3 + third) * head_dim + row % head_dim
+            }
+            Data::Tensor { n_head: None, .. } | Data::Values(_) => row,
+        }
+    }
 }
 
 /// A tensor to be.
@@ -147,6 +169,9 @@ fn plan(options: &Options<'_>) -> Result<Vec<Plan>> {
         bail!(Io, "{}: expected the folder of a model", dir.display());
     }
     let json = Json::read(&dir.join("config.json"))?;
+    if qwen::is(&json)? {
+        return qwen::plan(options, &json);
+    }
     let (family, class) = family(&json)?;
     let sees = family != Family::Text;
     for (flag, given) in
@@ -388,7 +413,7 @@ fn family(json: &Json) -> Result<(Family, String)> {
         None => bail!(
             Unsupported,
             "{}: \"{class}\" is none of LlamaForCausalLM, MistralForCausalLM, LlavaLlamaForCausalLM, LlavaMistralForCausalLM, \
-             LlavaForConditionalGeneration, LlavaNextForConditionalGeneration",
+             LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, QWenLMHeadModel",
             json.at("architectures")
         ),
     }
@@ -441,7 +466,7 @@ fn part(half: Half, path: PathBuf, class: &str, dtype: Dtype, words: String) -> 
 /// The 16-bit type of the first matrix that has one, else F16.
 fn nearest(tensors: &[Planned]) -> Dtype {
     let half = |planned: &Planned| match &planned.data {
-        Data::Tensor { tensor, .. } if tensor.shape.len() > 1 => match tensor.element {
+        Data::Tensor { tensor, .. } | Data::Third { tensor, .. } if tensor.shape.len() > 1 => match tensor.element {
             Element::BF16 => Some(Dtype::BF16),
             Element::F16 => Some(Dtype::F16),
             _ => None,
@@ -464,6 +489,7 @@ fn stored_as(name: &str, shape: &[usize], dtype: Dtype) -> Dtype {
     match name {
         _ if shape.len() < 2 => Dtype::F32,
         "v.position_embd.weight" => Dtype::F32,
+        "resampler.query" | "resampler.pos_embed_q" | "resampler.pos_embed_k" => Dtype::F32,
         // llama.cpp's convolution takes these two.
         "v.patch_embd.weight" if dtype == Dtype::F32 || dtype == Dtype::BF16 => Dtype::F32,
         "v.patch_embd.weight" => Dtype::F16,
@@ -514,43 +540,50 @@ struct Output<'a> {
 impl Output<'_> {
     /// Writes a tensor, some rows at a time.
     fn tensor(&mut self, info: &TensorInfo, planned: &Planned, sink: &mut Sink<'_, '_>) -> Result<()> {
-        let (tensor, n_head) = match &planned.data {
+        let tensor = match &planned.data {
             Data::Values(values) => {
                 let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
                 return self.put(&bytes, sink);
             }
-            Data::Tensor { tensor, n_head } => (tensor, *n_head),
+            Data::Tensor { tensor, .. } | Data::Third { tensor, .. } => tensor,
         };
-        let head_dim = n_head.map(|n| info.shape[0] / n);
-        let (n_rows, n_cols) = (tensor.n_rows(), tensor.n_cols());
         if info.shape.len() < 2 {
-            let mut values = vec![0.0; n_cols];
+            let mut values = vec![0.0; tensor.n_cols()];
             tensor.read(0, &mut values);
-            let place = |i: usize| head_dim.map_or(i, |head_dim| permuted(i, head_dim));
-            let bytes: Vec<u8> = (0..n_cols).flat_map(|i| values[place(i)].to_le_bytes()).collect();
+            let n = info.shape.first().copied().unwrap_or(1);
+            let bytes: Vec<u8> = (0..n).flat_map(|i| values[planned.data.source(i, n)].to_le_bytes()).collect();
             return self.put(&bytes, sink);
         }
+        // A convolution's rows here are as short as its kernel.
+        let n_cols = tensor.n_cols();
+        let n_rows = info.shape.iter().product::<usize>() / n_cols;
         let row_bytes = info.n_bytes / n_rows;
-        // Permuted rows are whole heads, so that what is read can be given back.
-        let step = (CHUNK / (4 * n_cols)).max(1).next_multiple_of(head_dim.unwrap_or(1));
+        // What is read can be given back where it is read in order: permuted rows are whole heads.
+        let (whole, in_order) = match &planned.data {
+            Data::Tensor { n_head, .. } => (n_head.map_or(1, |n_head| info.shape[0] / n_head), true),
+            _ => (1, false),
+        };
+        let step = (CHUNK / (4 * n_cols)).max(1).next_multiple_of(whole);
         let mut buffer = Vec::new();
         for at in (0..n_rows).step_by(step) {
             let rows = at..(at + step).min(n_rows);
-            let same = tensor.element.dtype() == Some(info.dtype) && n_head.is_none();
+            let same =
+                tensor.element.dtype() == Some(info.dtype) && matches!(planned.data, Data::Tensor { n_head: None, .. });
             match tensor.row_bytes(rows.clone()).filter(|_| same) {
                 Some(bytes) => self.put(bytes, sink)?,
                 None => {
                     buffer.resize(rows.len() * row_bytes, 0);
                     self.team.rows(&mut buffer, row_bytes, &|i, out| {
-                        let row = head_dim.map_or(at + i, |head_dim| permuted(at + i, head_dim));
                         let mut values = vec![0.0; n_cols];
-                        tensor.read(row, &mut values);
+                        tensor.read(planned.data.source(at + i, n_rows), &mut values);
                         quantize(info.dtype, Search::Best, &values, n_cols, None, out);
                     });
                     self.put(&buffer, sink)?;
                 }
             }
-            tensor.give_back(rows);
+            if in_order {
+                tensor.give_back(rows);
+            }
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ pub use collect::{Collector, Inputs};
 pub use trace::Trace;
 
 use crate::device::Cpu;
-use crate::tensor::Weight;
+use crate::tensor::{Loader, Weight};
 use crate::{Error, ErrorKind, Result};
 pub use mmq_kernels::Norm;
 use mmq_kernels::{Activations, Attention, Dtype, Input, Kernels, Kv, Layout, Product, Then, Weights};
@@ -64,15 +64,26 @@ pub enum Activation {
     QuickGelu,
     /// GELU with the exact error function.
     Gelu,
+    /// Its approximation by a hyperbolic tangent.
+    GeluTanh,
     /// `x · σ(x)`.
     Silu,
 }
 
 impl Activation {
+    /// Every activation with the name that files give it.
+    pub const NAMES: [(&str, Activation); 4] = [
+        ("quick_gelu", Activation::QuickGelu),
+        ("gelu_erf", Activation::Gelu),
+        ("gelu_tanh", Activation::GeluTanh),
+        ("silu", Activation::Silu),
+    ];
+
     fn kernel(self, kernels: &Kernels) -> fn(&mut [f32]) {
         match self {
             Activation::QuickGelu => kernels.gelu_quick,
             Activation::Gelu => kernels.gelu_erf,
+            Activation::GeluTanh => kernels.gelu_tanh,
             Activation::Silu => kernels.silu,
         }
     }
@@ -99,6 +110,17 @@ pub struct LayerNorm {
 }
 
 impl Linear {
+    /// Loads `name.weight` in the precision of vision encoders, and `name.bias` if the file has it.
+    ///
+    /// # Errors
+    /// As [`Loader::vision_weight`].
+    pub fn load_vision(loader: Loader<'_>, name: &str, n_out: usize, n_in: usize) -> Result<Linear> {
+        Ok(Linear {
+            weight: loader.vision_weight(&format!("{name}.weight"), n_out, n_in)?,
+            bias: loader.optional_vector(&format!("{name}.bias"), n_out)?,
+        })
+    }
+
     fn product<'a>(&'a self, then: Then<'a>, out: &'a mut [f32]) -> Product<'a> {
         Product { weights: self.weight.view(), bias: self.bias.as_deref(), then, out }
     }
@@ -111,6 +133,15 @@ impl Linear {
 }
 
 impl LayerNorm {
+    /// Loads `name.weight` and `name.bias` of `n` elements.
+    ///
+    /// # Errors
+    /// As [`Loader::vector`].
+    pub fn load(loader: Loader<'_>, name: &str, n: usize, eps: f32) -> Result<LayerNorm> {
+        let vector = |part: &str| loader.vector(&format!("{name}.{part}"), n);
+        Ok(LayerNorm { weight: vector("weight")?, bias: vector("bias")?, eps })
+    }
+
     /// This norm, to be applied to the input of a product.
     pub fn view(&self) -> Norm<'_> {
         Norm::Layer { weight: &self.weight, bias: &self.bias, eps: self.eps }
@@ -127,7 +158,9 @@ fn products<const N: usize>(cx: &mut Cx<'_>, x: &[f32], norm: Norm<'_>, mut prod
 fn collect(cx: &mut Cx<'_>, x: &[f32], norm: Norm<'_>, layers: &[&Linear]) {
     let Some(collector) = cx.collector.take() else { return };
     let n = layers[0].weight.n_cols();
-    let wanted = || layers.iter().filter(|layer| collector.wants(layer.weight.name()));
+    // Parts of one tensor have one input.
+    let is_first = |i: usize| layers[..i].iter().all(|layer| layer.weight.name() != layers[i].weight.name());
+    let wanted = || (0..layers.len()).filter(|&i| is_first(i) && collector.wants(layers[i].weight.name()));
     if wanted().next().is_some() {
         let mut normed = Vec::new();
         if !matches!(norm, Norm::None) {
@@ -143,7 +176,7 @@ fn collect(cx: &mut Cx<'_>, x: &[f32], norm: Norm<'_>, layers: &[&Linear]) {
             });
         }
         let x = if normed.is_empty() { x } else { &normed };
-        for layer in wanted().collect::<Vec<_>>() {
+        for layer in wanted().map(|i| layers[i]).collect::<Vec<_>>() {
             collector.add(cx.device, layer.weight.name(), layer.bias.is_some(), x, n);
         }
     }
@@ -159,6 +192,16 @@ pub fn linear<const N: usize>(cx: &mut Cx<'_>, x: &[f32], norm: Norm<'_>, layers
         layer.product(Then::Store, out)
     });
     products(cx, x, norm, run);
+}
+
+/// `layer(norm(x))` of what is the same for every input, computed as the weights are loaded; nothing where nothing will be run.
+pub fn linear_at_load(loader: Loader<'_>, x: &[f32], norm: Norm<'_>, layer: &Linear) -> Vec<f32> {
+    let Some(prepare) = loader.loading.prepare else { return Vec::new() };
+    let mut out = vec![0.0; layer.n_out(x.len())];
+    let input = Input { x, n_cols: layer.weight.n_cols(), norm };
+    let mut product = [layer.product(Then::Store, &mut out)];
+    mmq_kernels::matmul(prepare.team(), input, &mut Activations::default(), &mut product);
+    out
 }
 
 /// `residual += layer(x)`, with `residual: [n_tokens, n_out]`.
@@ -249,15 +292,28 @@ pub fn activate(cx: &Cx<'_>, activation: Activation, x: &mut [f32], width: usize
     rows(cx, x, width, &|_, row| f(row));
 }
 
+/// Which elements of a head are turned together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairs {
+    /// `(x[2i], x[2i + 1])`: rows of `attn_q` and `attn_k` are in GGUF's order for LLaMA.
+    Neighbours,
+    /// `(x[i], x[i + n_rot / 2])`: rows are in Hugging Face's order ("NeoX").
+    Halves,
+}
+
 /// Rotates the first `2 · cos[t].len()` elements of each head of token `t` by pairs: `x: [n_tokens, n_head, head_dim]`,
 /// `cos` and `sin`: `[n_tokens, n_rot / 2]`.
-pub fn rope(cx: &Cx<'_>, x: &mut [f32], n_head: usize, head_dim: usize, cos: &[f32], sin: &[f32]) {
+pub fn rope(cx: &Cx<'_>, x: &mut [f32], n_head: usize, head_dim: usize, pairs: Pairs, (cos, sin): (&[f32], &[f32])) {
     let width = n_head * head_dim;
     let half = cos.len() / (x.len() / width);
+    let rotate = match pairs {
+        Pairs::Neighbours => cx.device.kernels.rope,
+        Pairs::Halves => cx.device.kernels.rope_half,
+    };
     rows(cx, x, width, &|t, row| {
         for head in row.chunks_exact_mut(head_dim) {
             let at = t * half..(t + 1) * half;
-            (cx.device.kernels.rope)(&mut head[..2 * half], &cos[at.clone()], &sin[at]);
+            rotate(&mut head[..2 * half], &cos[at.clone()], &sin[at]);
         }
     });
 }

@@ -10,7 +10,7 @@ use crate::media::Image;
 use crate::media::preprocess::Fit;
 use crate::ops::{Collector, Cx, Trace};
 use crate::tensor::{Loader, Loading, Precision, Prepare};
-use crate::text::template::{IMAGE_MARKER, Message};
+use crate::text::template::{IMAGE_MARKER, Message, Part, Parts};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::{Error, Result, bail};
 use mmq_kernels::{Activations, Dtype};
@@ -322,17 +322,44 @@ impl Engine {
             token.map_or(String::new(), |t| String::from_utf8_lossy(&self.tokenizer.piece(t, true)).into_owned())
         };
         let (bos, eos) = (text(self.tokenizer.bos()), text(self.tokenizer.eos()));
-        let rendered = self.template.render(messages, true, &bos, &eos)?;
-        self.prompt(&rendered, images)
+        let parts = self.template.parts(messages, true, &bos, &eos)?;
+        match self.template.tags() {
+            None => self.prompt(&parts.text(), images),
+            Some(tags) => self.prompt_of(&parts, tags, images),
+        }
+    }
+
+    /// A prompt in which what messages say holds no control tokens but `tags`.
+    fn prompt_of(&self, parts: &Parts, tags: &[&str], images: &[Arc<EncodedImage>]) -> Result<Prompt> {
+        check_places(&parts.text(), images)?;
+        let mut images = images.iter();
+        let mut prompt = Prompt::default();
+        if !self.tokenizer.begins_with_bos(&parts.text()) {
+            prompt.pieces.push(Piece::Tokens(self.tokenizer.encode("", true, true)));
+        }
+        for part in &parts.0 {
+            let text = match part {
+                Part::Frame(text) => text,
+                Part::Said(text) => {
+                    prompt.pieces.push(Piece::Tokens(self.tokenizer.encode_tagged(text, tags)));
+                    continue;
+                }
+            };
+            for (i, text) in text.split(IMAGE_MARKER).enumerate() {
+                if i > 0 {
+                    prompt.pieces.extend(images.next().map(|image| Piece::Image(image.clone())));
+                }
+                prompt.pieces.push(Piece::Tokens(self.tokenizer.encode(text, false, true)));
+            }
+        }
+        prompt.pieces.retain(|piece| !matches!(piece, Piece::Tokens(tokens) if tokens.is_empty()));
+        Ok(prompt)
     }
 
     /// Turns text into a prompt as it stands: each stretch between pictures is tokenized on its own, and the first gets
     /// the beginning-of-sequence token unless the text starts with it.
     pub fn prompt(&self, text: &str, images: &[Arc<EncodedImage>]) -> Result<Prompt> {
-        let n_markers = text.matches(IMAGE_MARKER).count();
-        if n_markers != images.len() {
-            bail!(Mismatch, "the prompt has places for {n_markers} pictures, but {} are given", images.len());
-        }
+        check_places(text, images)?;
         let mut prompt = Prompt::default();
         let mut images = images.iter();
         for (i, part) in text.split(IMAGE_MARKER).enumerate() {
@@ -346,6 +373,14 @@ impl Engine {
         }
         Ok(prompt)
     }
+}
+
+fn check_places(text: &str, images: &[Arc<EncodedImage>]) -> Result<()> {
+    let n_markers = text.matches(IMAGE_MARKER).count();
+    if n_markers != images.len() {
+        bail!(Mismatch, "the prompt has places for {n_markers} pictures, but {} are given", images.len());
+    }
+    Ok(())
 }
 
 /// The mmproj that lies beside a model: the one `mmproj*.gguf` of its folder.

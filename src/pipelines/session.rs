@@ -172,8 +172,10 @@ impl Session {
     /// A prompt that is empty, longer than the context or of unknown tokens; the session's [`Cancel`].
     pub fn sync(&mut self, prompt: &Prompt, mut progress: Option<&mut dyn FnMut(f32)>) -> Result<usize> {
         let slots = self.check(prompt)?;
+        self.engine.text.expect(&mut self.cache, slots.len());
         // The last token always runs again: its logits are wanted.
         let common = self.timeline.iter().zip(&slots).take_while(|(a, b)| a == b).count().min(slots.len() - 1);
+        let common = common.min(self.cache.len());
         self.cache.truncate(common);
         self.timeline.truncate(common);
         self.pending = None;
@@ -253,6 +255,9 @@ impl Session {
             bail!(Usage, "positions {range:?} of a prompt of {} cannot follow {}", slots.len(), self.timeline.len());
         }
         self.truncate(range.start);
+        if range.start == 0 {
+            self.engine.text.expect(&mut self.cache, slots.len());
+        }
         let mut x = self.embed(prompt, range.start, range.end);
         // The session's own buffer is for the logits after the last token.
         std::mem::swap(&mut self.logits, logits);
@@ -289,6 +294,9 @@ impl Session {
             bail!(ContextFull, "{n} tokens do not fit behind {past}: the context holds {n_ctx}");
         }
         self.truncate(self.timeline.len());
+        if self.timeline.is_empty() {
+            self.engine.text.expect(&mut self.cache, tokens.len());
+        }
         let n_batches = tokens.len().div_ceil(self.n_ubatch);
         for (i, batch) in tokens.chunks(self.n_ubatch).enumerate() {
             let mut x = Vec::with_capacity(batch.len() * self.engine.text.n_embd());
@@ -306,6 +314,7 @@ impl Session {
         self.timeline.clear();
         self.pending = None;
         self.logits.clear();
+        self.engine.text.expect(&mut self.cache, prompt.n_tokens());
         let mut x = self.embed(prompt, 0, prompt.n_tokens());
         self.forward(&mut x, Logits::Tail(prompt.n_tokens()), Some(trace), None)?;
         self.timeline = prompt.slots();

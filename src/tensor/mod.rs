@@ -9,6 +9,7 @@ use crate::{Dtype, Error, Result, bail};
 use mmq_kernels::panel::PANEL_ROWS;
 use mmq_kernels::{Layout, Weights, interleave, kernels};
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What a vision encoder and its projector compute with.
@@ -134,9 +135,13 @@ impl<'a> Loader<'a> {
     /// A tensor that is missing, of another shape or of a type without kernels; [`Loading::prepare`] that is cancelled or
     /// finds no memory.
     pub fn weight(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
-        let stored = self.matrix(name, n_rows, n_cols)?;
+        self.prepared(self.matrix(name, n_rows, n_cols)?)
+    }
+
+    /// A stored matrix in the layout that is asked for.
+    fn prepared(&self, stored: Weight) -> Result<Weight> {
         match self.loading.prepare {
-            Some(prepare) if self.loading.repack && stored.layout == Layout::Rows && n_rows >= PANEL_ROWS => {
+            Some(prepare) if self.loading.repack && stored.layout == Layout::Rows && stored.n_rows >= PANEL_ROWS => {
                 prepare.interleave(&stored)
             }
             _ => Ok(stored),
@@ -146,7 +151,9 @@ impl<'a> Loader<'a> {
     /// A matrix that is multiplied with, as it is stored.
     fn matrix(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
         let stored = self.table(name, n_rows, n_cols)?;
-        if let Some(noted) = self.loading.noted {
+        if let Some(noted) = self.loading.noted
+            && noted.borrow().last().is_none_or(|last| last != name)
+        {
             noted.borrow_mut().push(name.to_owned());
         }
         Ok(stored)
@@ -187,14 +194,47 @@ impl<'a> Loader<'a> {
     /// As [`Loader::weight`], for a layer of a vision encoder or projector: in [`Loading::vision`] precision. Rows that are no
     /// multiple of 32 long stay float.
     pub fn vision_weight(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
-        let is_float = self.info(name)?.dtype.is_float();
+        self.for_vision(self.matrix(name, n_rows, n_cols)?)
+    }
+
+    /// Rows `part` of a matrix `[n_rows, n_cols]`, as [`Loader::vision_weight`] would load them.
+    ///
+    /// # Errors
+    /// As there; a part of a packed matrix that does not begin and end with a panel.
+    pub fn vision_weight_part(&self, name: &str, n_rows: usize, n_cols: usize, part: Range<usize>) -> Result<Weight> {
+        self.for_vision(self.matrix_part(name, n_rows, n_cols, part)?)
+    }
+
+    /// Rows `part` of a matrix `[n_rows, n_cols]`, as [`Loader::weight`] would load them.
+    ///
+    /// # Errors
+    /// As there; a part of a packed matrix that does not begin and end with a panel.
+    pub fn weight_part(&self, name: &str, n_rows: usize, n_cols: usize, part: Range<usize>) -> Result<Weight> {
+        self.prepared(self.matrix_part(name, n_rows, n_cols, part)?)
+    }
+
+    /// Rows `part` of a matrix, as they are stored.
+    fn matrix_part(&self, name: &str, n_rows: usize, n_cols: usize, part: Range<usize>) -> Result<Weight> {
+        let whole = self.matrix(name, n_rows, n_cols)?;
+        let is_panels = |row: usize| row == n_rows || row.is_multiple_of(PANEL_ROWS);
+        if whole.layout == Layout::Panels && !(is_panels(part.start) && is_panels(part.end)) {
+            let file = self.gguf.name();
+            bail!(Unsupported, "{file}: tensor \"{name}\": rows {part:?} of a packed matrix are no whole panels");
+        }
+        let row_bytes = whole.bytes.len() / n_rows;
+        let bytes = whole.bytes.slice(part.start * row_bytes..part.end * row_bytes);
+        Ok(Weight { n_rows: part.len(), bytes, ..whole })
+    }
+
+    /// A stored matrix in [`Loading::vision`] precision.
+    fn for_vision(&self, stored: Weight) -> Result<Weight> {
         match self.loading {
             Loading { prepare: Some(prepare), vision: Precision::Auto | Precision::Int8, .. }
-                if is_float && n_cols.is_multiple_of(32) =>
+                if stored.dtype.is_float() && stored.n_cols.is_multiple_of(32) =>
             {
-                prepare.round(&self.matrix(name, n_rows, n_cols)?)
+                prepare.round(&stored)
             }
-            _ => self.weight(name, n_rows, n_cols),
+            _ => self.prepared(stored),
         }
     }
 

@@ -30,6 +30,11 @@ impl<'a> Prepare<'a> {
         Prepare { team, cancel, progress: RefCell::new(progress) }
     }
 
+    /// The threads that it works with.
+    pub fn team(&self) -> &Team {
+        self.team
+    }
+
     /// A copy of `weight`, which lies in rows, in panels.
     pub(super) fn interleave(&self, weight: &Weight) -> Result<Weight> {
         let row_bytes = weight.bytes.len() / weight.n_rows;

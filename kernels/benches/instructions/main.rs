@@ -34,10 +34,10 @@ fn run(table: &Kernels, kernel: &str, dtype: Dtype, n_tokens: usize, calls: usiz
     let mut interleaved = vec![0; rows.len()];
     interleave(dtype, &rows, &mut interleaved);
     let source = Source::Panel(&interleaved);
-    let size = n * n_tokens;
-    let (q, scale, sum16) = (vec![1; size], vec![1.0; size / 32], vec![1.0; size / 16]);
+    let (size, stride) = (n * n_tokens, Columns::stride(n));
+    let (q, scale, sum16) = (vec![1; stride * n_tokens], vec![1.0; size / 32], vec![1.0; size / 16]);
     let (sum32, total, floats) = (vec![1.0; size / 32], vec![1; size / 16], vec![1.0; size]);
-    let x = Columns { n_cols: n, q: &q, scale: &scale, sum16: &sum16, sum32: &sum32, total: &total };
+    let x = Columns { n_cols: n, stride, q: &q, scale: &scale, sum16: &sum16, sum32: &sum32, total: &total };
     let (mut panel, mut float_panel) = (Panel::new(), FloatPanel::new());
     let mut acc = vec![[0.0; PANEL_ROWS]; n_tokens];
     for _ in 0..calls {

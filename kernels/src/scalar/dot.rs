@@ -7,14 +7,14 @@ pub fn dot(form: Form, panel: &Panel, n: usize, x: Columns<'_>, first: usize, ac
     super::check_dot(form, n, x, first, acc);
     let group = form.group();
     for (t, acc) in acc.iter_mut().enumerate() {
-        let at = t * x.n_cols + first;
+        let (at, q) = (t * x.n_cols + first, &x.q[t * x.stride + first..][..n]);
         for (r, acc) in acc.iter_mut().enumerate() {
             for g in 0..n / group {
                 let mut sum = 0;
-                for c in g * group..(g + 1) * group {
+                for (c, x) in (g * group..).zip(&q[g * group..][..group]) {
                     let w = panel.q[c / 4][r * 4 + c % 4];
                     let w = if form == Form::Signed { i32::from(w as i8) } else { i32::from(w) };
-                    sum += w * i32::from(x.q[at + c]);
+                    sum += w * i32::from(*x);
                 }
                 let scale = panel.scale[g][r] * x.scale[(at + g * group) / 32];
                 *acc = scale.mul_add(sum as f32, *acc);

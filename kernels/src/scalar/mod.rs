@@ -44,6 +44,7 @@ pub fn table() -> Kernels {
         to_f16: elementwise::to_f16,
         from_f16: elementwise::from_f16,
         rope: rope::rope,
+        rope_half: rope::rope_half,
         attend: attention::attend,
         expand_keys: attention::expand_keys,
         transpose: attention::transpose,

@@ -38,7 +38,7 @@ mod avx2;
 mod avx512;
 
 use crate::{Kernels, Level};
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 
 /// Appends the table of each level that this processor supports. Each level starts from the one before it.
 pub(crate) fn extend(tables: &mut Vec<Kernels>) {
@@ -59,9 +59,10 @@ pub(crate) fn extend(tables: &mut Vec<Kernels>) {
     }
 }
 
-/// Asks for the cache line of `address`.
+/// Asks for the cache line of `address`, into the second-level cache: that has more requests under way than the first, and
+/// what is asked for far ahead would push out what is in use there.
 #[inline]
 fn touch(address: *const u8) {
     // SAFETY: a prefetch touches no memory and may name any address.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
 }

@@ -128,6 +128,16 @@ impl Tensor {
         }
     }
 
+    /// The matrix with rows and columns in each other's place, read where it lies.
+    pub fn transposed(&self) -> Tensor {
+        let mut tensor = self.clone();
+        let steps = |shape: &[usize]| (0..shape.len()).map(|i| shape[i + 1..].iter().product()).collect();
+        let mut strides = tensor.strides.take().unwrap_or_else(|| steps(&self.shape));
+        strides.reverse();
+        tensor.shape.reverse();
+        Tensor { strides: Some(strides), ..tensor }
+    }
+
     /// Tells the system that `rows` will not be read again.
     pub fn give_back(&self, rows: Range<usize>) {
         if self.strides.is_none() {

@@ -1,10 +1,12 @@
-//! The tokenizer of a model's folder as `tokenizer.*`: SentencePiece's `tokenizer.model`, or Hugging Face's `tokenizer.json`.
+//! The tokenizer of a model's folder as `tokenizer.*`: SentencePiece's `tokenizer.model`, Hugging Face's `tokenizer.json`, or Qwen's
+//! `qwen.tiktoken`.
 //!
 //! Keys are those that llama.cpp's converter writes. What comes out is loaded by mmq's own tokenizer before it is written.
 
 mod hf;
 mod pre;
 mod sentencepiece;
+mod tiktoken;
 
 #[cfg(test)]
 mod tests;
@@ -132,6 +134,10 @@ pub(super) fn read(
             vocab
         }
         None if has_json => hf::read(&tokenizer, &settings, n_vocab, pre, &mut left_out, notes)?,
+        None if dir.join("qwen.tiktoken").is_file() => {
+            let sees = configs.iter().any(|json| json.get("visual").is_some());
+            tiktoken::read(&dir.join("qwen.tiktoken"), n_vocab, sees, &mut left_out)?
+        }
         None if dir.join("tekken.json").is_file() => {
             bail!(
                 Unsupported,
@@ -139,7 +145,11 @@ pub(super) fn read(
                 dir.join("tekken.json").display()
             )
         }
-        None => bail!(Io, "{}: holds no tokenizer: expected tokenizer.model or tokenizer.json", dir.display()),
+        None => bail!(
+            Io,
+            "{}: holds no tokenizer: expected tokenizer.model, tokenizer.json or qwen.tiktoken",
+            dir.display()
+        ),
     };
     if left_out > 0 {
         notes.push(format!("{left_out} tokens have no row in the table of {n_vocab} and are left out"));

@@ -1,7 +1,7 @@
 //! Templates that need no Jinja: LLaVA's, byte for byte as its authors wrote prompts, and those that llama.cpp knows
 //! by name.
 
-use super::{IMAGE_MARKER, Message, Role};
+use super::{IMAGE_MARKER, Message, Parts, Role};
 use std::borrow::Cow;
 
 /// A way to write turns: each is a text before and one behind.
@@ -23,6 +23,8 @@ pub(super) struct Style {
     pub stop: &'static [&'static str],
     trim: bool,
     image: Image,
+    /// Control tokens that what is said may hold; `None`: all of them.
+    pub tags: Option<&'static [&'static str]>,
 }
 
 /// How a picture in front of a question is written.
@@ -34,6 +36,10 @@ enum Image {
     Line,
     /// On a line of its own between `<im_start>` and `<im_end>`.
     Wrapped,
+    /// Between `<img>` and `</img>`, wherever it stands.
+    Img,
+    /// The same on a line of its own with its number in the conversation: `Picture 1: <img>…</img>`.
+    Numbered,
 }
 
 const PLAIN: Style = Style {
@@ -49,6 +55,14 @@ const PLAIN: Style = Style {
     stop: &[],
     trim: false,
     image: Image::Plain,
+    tags: None,
+};
+
+const QWEN_VL_BASE: Style = Style {
+    names: &["qwen_vl_base"],
+    image: Image::Img,
+    tags: Some(&["<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"]),
+    ..PLAIN
 };
 
 const VICUNA: Style = Style {
@@ -126,6 +140,18 @@ const STYLES: &[Style] = &[
         ..PLAIN
     },
     PLAIN,
+    QWEN_VL_BASE,
+    Style {
+        names: &["qwen_vl"],
+        default_system: "You are a helpful assistant.",
+        system: ("<|im_start|>system\n", "<|im_end|>\n"),
+        user: ("<|im_start|>user\n", "<|im_end|>\n"),
+        assistant: ("<|im_start|>assistant\n", "<|im_end|>\n"),
+        generate: "<|im_start|>assistant\n",
+        stop: &["<|im_end|>", "<|im_start|>"],
+        image: Image::Numbered,
+        ..QWEN_VL_BASE
+    },
     Style {
         names: &["chatml"],
         system: ("<|im_start|>system\n", "<|im_end|>\n"),
@@ -284,12 +310,14 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
 }
 
 impl Style {
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> String {
-        let mut out = self.start.to_owned();
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Parts {
+        let mut out = Parts::default();
+        out.frame(self.start);
+        let mut n_pictures = 0;
         let mut turn = |(before, after): (&str, &str), content: &str| {
-            out.push_str(before);
-            out.push_str(if self.trim { content.trim() } else { content });
-            out.push_str(after);
+            out.frame(before);
+            self.say(if self.trim { content.trim() } else { content }, &mut n_pictures, &mut out);
+            out.frame(after);
         };
         let mut after_system = false;
         let mut users = 0;
@@ -319,14 +347,38 @@ impl Style {
             after_system = false;
         }
         if add_generation_prompt {
-            out.push_str(self.generate);
+            out.frame(self.generate);
         }
         out
     }
 
+    /// What a message says, with the tags of pictures; `n_pictures` came before it.
+    fn say(&self, content: &str, n_pictures: &mut usize, out: &mut Parts) {
+        if !matches!(self.image, Image::Img | Image::Numbered) {
+            return out.said(content);
+        }
+        let mut rest = content;
+        while let Some((before, after)) = rest.split_once(IMAGE_MARKER) {
+            *n_pictures += 1;
+            out.said(before);
+            rest = after;
+            if self.image == Image::Numbered {
+                out.said(&format!("Picture {n_pictures}: "));
+            }
+            out.frame("<img>");
+            out.frame(IMAGE_MARKER);
+            out.frame("</img>");
+            if self.image == Image::Numbered {
+                out.said("\n");
+                rest = after.strip_prefix('\n').unwrap_or(after);
+            }
+        }
+        out.said(rest);
+    }
+
     /// The message with the pictures in front of it written as the model expects.
     fn question<'m>(&self, content: &'m str) -> Cow<'m, str> {
-        if self.image == Image::Plain || !content.starts_with(IMAGE_MARKER) {
+        if !matches!(self.image, Image::Line | Image::Wrapped) || !content.starts_with(IMAGE_MARKER) {
             return Cow::Borrowed(content);
         }
         let mut out = String::new();

@@ -43,6 +43,45 @@ pub struct Message {
 /// Stands for a picture in a message's and in a rendered prompt's text.
 pub const IMAGE_MARKER: &str = "<__media__>";
 
+/// A stretch of a prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The template's own text: control tokens written out in it are meant.
+    Frame(String),
+    /// What a message says.
+    Said(String),
+}
+
+/// A prompt, stretch by stretch.
+#[derive(Clone, Debug, Default)]
+pub struct Parts(pub Vec<Part>);
+
+impl Parts {
+    fn frame(&mut self, text: &str) {
+        match self.0.last_mut() {
+            Some(Part::Frame(last)) => last.push_str(text),
+            _ if text.is_empty() => {}
+            _ => self.0.push(Part::Frame(text.to_owned())),
+        }
+    }
+
+    fn said(&mut self, text: &str) {
+        match self.0.last_mut() {
+            Some(Part::Said(last)) => last.push_str(text),
+            _ if text.is_empty() => {}
+            _ => self.0.push(Part::Said(text.to_owned())),
+        }
+    }
+
+    /// The whole of it.
+    pub fn text(&self) -> String {
+        let text = |part: &Part| match part {
+            Part::Frame(text) | Part::Said(text) => text.clone(),
+        };
+        self.0.iter().map(text).collect()
+    }
+}
+
 /// A way to write a conversation as a prompt.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
@@ -76,10 +115,21 @@ impl ChatTemplate {
         builtin::names()
     }
 
-    /// The template that fits the files: for a pair known as one of LLaVA's what its authors used, whose `\n` after the
+    /// The template that fits the files: the built-in one that the mmproj names (`clip.chat_template`); for a pair known as one of LLaVA's what its authors used, whose `\n` after the
     /// picture the text model's own template does not have; else `tokenizer.chat_template`; else one whose control tokens
     /// the vocabulary has, or `plain`, which only joins the messages.
     pub fn pick(text: &Metadata, mmproj: Option<&Metadata>) -> Result<ChatTemplate> {
+        const KEY: &str = "clip.chat_template";
+        if let Some(mmproj) = mmproj
+            && let Some(name) = mmproj.str(KEY)?
+        {
+            return ChatTemplate::new(name).map_err(|e| e.context(format!("{}: {KEY}", mmproj.file())));
+        }
+        if let Some(mmproj) = mmproj
+            && mmproj.str("clip.projector_type")? == Some("resampler_qwen")
+        {
+            return ChatTemplate::new("qwen_vl");
+        }
         let llava = match mmproj {
             Some(mmproj) => is_llava(mmproj)?,
             None => false,
@@ -125,9 +175,24 @@ impl ChatTemplate {
     /// The prompt, with [`IMAGE_MARKER`] where pictures go. `bos`/`eos` are the texts of these tokens. What a Jinja
     /// template refuses is a [`Format`](crate::ErrorKind::Format) error with its words.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool, bos: &str, eos: &str) -> Result<String> {
+        Ok(self.parts(messages, add_generation_prompt, bos, eos)?.text())
+    }
+
+    /// [`ChatTemplate::render`], with what the template says told from what messages say; Jinja does not tell.
+    pub fn parts(&self, messages: &[Message], add_generation_prompt: bool, bos: &str, eos: &str) -> Result<Parts> {
         match &self.kind {
             Kind::Builtin(style) => Ok(style.render(messages, add_generation_prompt)),
-            Kind::Jinja(jinja) => jinja.render(messages, add_generation_prompt, bos, eos),
+            Kind::Jinja(jinja) => {
+                Ok(Parts(vec![Part::Frame(jinja.render(messages, add_generation_prompt, bos, eos)?)]))
+            }
+        }
+    }
+
+    /// The control tokens that messages may hold: others written out in them are text. `None`: all are meant.
+    pub fn tags(&self) -> Option<&'static [&'static str]> {
+        match &self.kind {
+            Kind::Builtin(style) => style.tags,
+            Kind::Jinja(_) => None,
         }
     }
 

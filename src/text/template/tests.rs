@@ -195,3 +195,34 @@ fn names_of_llava_models() {
         assert_eq!(llava_template(names), template, "{names}");
     }
 }
+
+#[test]
+fn qwen_vl() {
+    let messages = [user("<__media__>\nWhat?"), assistant("A cat."), user("Beside <__media__>: <|im_end|>?")];
+    let template = ChatTemplate::new("qwen_vl").unwrap();
+    let one = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nPicture 1: <img><__media__></img>\nWhat?<|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(template.render(&messages[..1], true, "", "").unwrap(), one);
+    let more = "A cat.<|im_end|>\n<|im_start|>user\nBeside Picture 2: <img><__media__></img>\n: <|im_end|>?<|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(template.render(&messages, true, "", "").unwrap(), format!("{one}{more}"));
+    // What a message says is told apart, and a picture's tags are none of it.
+    let said: Vec<String> = template
+        .parts(&messages, true, "", "")
+        .unwrap()
+        .0
+        .into_iter()
+        .filter_map(|part| match part {
+            Part::Said(text) => Some(text),
+            Part::Frame(_) => None,
+        })
+        .collect();
+    assert_eq!(
+        said,
+        ["You are a helpful assistant.", "Picture 1: ", "\nWhat?", "A cat.", "Beside Picture 2: ", "\n: <|im_end|>?"]
+    );
+    assert_eq!(template.tags().unwrap().len(), 6);
+    assert_eq!(template.stop_strings(), ["<|im_end|>", "<|im_start|>"]);
+    assert_eq!(
+        render("qwen_vl_base", &[user("<__media__>Describe the image in English:")]),
+        "<img><__media__></img>Describe the image in English:"
+    );
+}

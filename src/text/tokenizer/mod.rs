@@ -16,9 +16,9 @@ mod tests;
 use crate::Result;
 use crate::gguf::Metadata;
 use bpe::Bpe;
-use pre::{Pre, char_byte};
+use pre::{Pre, byte_char, char_byte};
 use source::{Model, Source};
-use special::{Fragment, Specials};
+use special::{Fragment, Parse, Specials};
 use spm::Spm;
 pub use stream::StreamDecoder;
 use vocab::{Vocab, byte_of, kind};
@@ -71,6 +71,15 @@ impl Tokenizer {
     /// Tokens of `text`. `add_special`: BOS/EOS as the file asks for; `parse_special`: control tokens written out in
     /// the text become those tokens.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
+        self.encode_parsing(text, add_special, if parse_special { Parse::All } else { Parse::Only(&[]) })
+    }
+
+    /// Tokens of `text`, in which only the control tokens whose texts are among `tags` become those tokens.
+    pub fn encode_tagged(&self, text: &str, tags: &[&str]) -> Vec<u32> {
+        self.encode_parsing(text, false, Parse::Only(tags))
+    }
+
+    fn encode_parsing(&self, text: &str, add_special: bool, parse: Parse<'_>) -> Vec<u32> {
         let mut out = Vec::with_capacity(text.len() / 3 + 2);
         if add_special && self.add_bos {
             out.extend(self.vocab.bos);
@@ -78,7 +87,7 @@ impl Tokenizer {
         let mut escaped = String::new();
         // SentencePiece sees a word's beginning at the start and behind every special token.
         let mut at_start = true;
-        for fragment in self.specials.partition(&self.vocab, text, parse_special) {
+        for fragment in self.specials.partition(&self.vocab, text, parse) {
             let piece = match fragment {
                 Fragment::Token(id) => {
                     out.push(id);
@@ -212,6 +221,11 @@ fn escape(text: &str, prefix: bool, out: &mut String) {
         }
         out.push_str(part);
     }
+}
+
+/// The text that spells `bytes` in GPT-2's alphabet.
+pub fn spell(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| byte_char(*byte)).collect()
 }
 
 /// The bytes that `text` spells in GPT-2's alphabet; characters outside it stand for themselves.

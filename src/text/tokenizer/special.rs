@@ -8,6 +8,14 @@ pub(super) enum Fragment<'t> {
     Token(u32),
 }
 
+/// Which control tokens are taken for themselves where they are written out.
+#[derive(Clone, Copy)]
+pub(super) enum Parse<'a> {
+    All,
+    /// Those with these texts.
+    Only(&'a [&'a str]),
+}
+
 /// The tokens that are cut out, ready for search.
 pub(super) struct Specials {
     /// For each first byte the lengths of the special tokens that begin with it, ascending.
@@ -31,18 +39,18 @@ impl Specials {
     }
 
     /// The special tokens that occur in `text`, longest first.
-    fn present(&self, vocab: &Vocab, text: &str, parse_special: bool) -> Vec<u32> {
+    fn present(&self, vocab: &Vocab, text: &str, parse: Parse<'_>) -> Vec<u32> {
         let mut found = Vec::new();
         for (at, &byte) in text.as_bytes().iter().enumerate() {
             for &len in &self.lengths[byte as usize] {
                 let Some(candidate) = text.get(at..at + len as usize) else { continue };
                 let Some(id) = vocab.id(candidate) else { continue };
-                let wanted = if parse_special {
-                    vocab.is(id, kind::SPECIAL)
-                } else {
-                    vocab.is(id, kind::SPECIAL) && !vocab.is(id, kind::CONTROL | kind::UNKNOWN)
+                let control = vocab.is(id, kind::CONTROL | kind::UNKNOWN);
+                let wanted = match parse {
+                    Parse::All => true,
+                    Parse::Only(tags) => !control || tags.contains(&candidate),
                 };
-                if wanted && !found.contains(&id) {
+                if vocab.is(id, kind::SPECIAL) && wanted && !found.contains(&id) {
                     found.push(id);
                 }
             }
@@ -51,14 +59,14 @@ impl Specials {
         found
     }
 
-    /// Cuts `text` at its special tokens: the longest token takes all its places first, then the next. Control tokens
-    /// count only if `parse_special`, user-defined ones always. No text fragment is empty.
-    pub fn partition<'t>(&self, vocab: &Vocab, text: &'t str, parse_special: bool) -> Vec<Fragment<'t>> {
+    /// Cuts `text` at its special tokens: the longest token takes all its places first, then the next. Which control tokens
+    /// count says `parse`; user-defined ones always do. No text fragment is empty.
+    pub fn partition<'t>(&self, vocab: &Vocab, text: &'t str, parse: Parse<'_>) -> Vec<Fragment<'t>> {
         if text.is_empty() {
             return Vec::new();
         }
         let mut fragments = vec![Fragment::Text(text)];
-        for id in self.present(vocab, text, parse_special) {
+        for id in self.present(vocab, text, parse) {
             let token = vocab.token(id);
             let mut next = Vec::with_capacity(fragments.len() + 2);
             for fragment in fragments {

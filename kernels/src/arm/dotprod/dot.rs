@@ -35,7 +35,7 @@ unsafe fn tokens<const STEPS: usize, const SIGNED: bool>(
     first: usize,
     acc: &mut [[f32; PANEL_ROWS]],
 ) {
-    let token = |t: usize| Token::new::<STEPS>(x, n, t * x.n_cols + first);
+    let token = |t: usize| Token::new::<STEPS>(x, n, t, first);
     let mut t = 0;
     while t < acc.len() {
         let rest = &mut acc[t..];

@@ -52,7 +52,7 @@ unsafe fn tokens<const STEPS: usize, const SIGNED: bool>(
     }
     // SAFETY: the first n / 8 were written.
     let w: &[Pairs] = unsafe { std::slice::from_raw_parts(copy.as_ptr().cast(), n / 8) };
-    let token = |t: usize| Token::new::<STEPS>(x, n, t * x.n_cols + first);
+    let token = |t: usize| Token::new::<STEPS>(x, n, t, first);
     let mut t = 0;
     while t < acc.len() {
         let rest = &mut acc[t..];

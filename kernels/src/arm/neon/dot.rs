@@ -46,11 +46,16 @@ pub(in crate::arm) struct Token<'a> {
 }
 
 impl<'a> Token<'a> {
-    /// Columns `at..at + n` of all that are in `x`.
+    /// Columns `first..first + n` of token `t`.
     #[inline(always)]
-    pub fn new<const STEPS: usize>(x: Columns<'a>, n: usize, at: usize) -> Token<'a> {
+    pub fn new<const STEPS: usize>(x: Columns<'a>, n: usize, t: usize, first: usize) -> Token<'a> {
+        let at = t * x.n_cols + first;
         let sum = if STEPS == 4 { &x.sum16[at / 16..] } else { &x.sum32[at / 32..] };
-        Token { q: &x.q[at..at + n], scale: &x.scale[at / 32..][..n / 32], sum: &sum[..n / (4 * STEPS)] }
+        Token {
+            q: &x.q[t * x.stride + first..][..n],
+            scale: &x.scale[at / 32..][..n / 32],
+            sum: &sum[..n / (4 * STEPS)],
+        }
     }
 }
 
@@ -63,7 +68,7 @@ fn tokens<const STEPS: usize, const BITS: usize, const MOST: usize>(
     first: usize,
     acc: &mut [[f32; PANEL_ROWS]],
 ) {
-    let token = |t: usize| Token::new::<STEPS>(x, n, t * x.n_cols + first);
+    let token = |t: usize| Token::new::<STEPS>(x, n, t, first);
     let mut t = 0;
     while t < acc.len() {
         let rest = &mut acc[t..];

@@ -64,15 +64,15 @@ pub(in crate::arm) unsafe fn tokens<const P: bool, D: Dot>(
     acc: &mut [[f32; PANEL_ROWS]],
 ) {
     if let [acc] = acc {
-        let mut few = Few::<1, D> { x, first: [0], acc: [*acc], level: std::marker::PhantomData };
+        let mut few = Few::<1, D> { x, token: [0], acc: [*acc], level: std::marker::PhantomData };
         groups(dtype, rows, &mut few);
         *acc = few.acc[0];
     } else {
         // Fewer than four are multiplied as four: the last one is repeated, and its sums are dropped.
         let last = acc.len() - 1;
-        let first = std::array::from_fn(|t| t.min(last) * x.n_cols);
+        let token = std::array::from_fn(|t| t.min(last));
         let sums = std::array::from_fn(|t| acc[t.min(last)]);
-        let mut few = Few::<FEW, D> { x, first, acc: sums, level: std::marker::PhantomData };
+        let mut few = Few::<FEW, D> { x, token, acc: sums, level: std::marker::PhantomData };
         groups(dtype, rows, &mut few);
         acc.iter_mut().zip(few.acc).for_each(|(acc, sums)| *acc = sums);
     }
@@ -81,8 +81,8 @@ pub(in crate::arm) unsafe fn tokens<const P: bool, D: Dot>(
 /// The sums of `T` tokens with 16 rows.
 struct Few<'a, const T: usize, D> {
     x: Columns<'a>,
-    /// Where the columns of each token begin.
-    first: [usize; T],
+    /// Which tokens they are.
+    token: [usize; T],
     acc: [[f32; PANEL_ROWS]; T],
     level: std::marker::PhantomData<D>,
 }
@@ -102,13 +102,15 @@ impl<const T: usize, D: Dot> Groups for Few<'_, T, D> {
     ) {
         let x = &self.x;
         for t in 0..T {
-            let at = self.first[t] + 4 * STEPS * group;
+            // Where the group begins in this token's columns.
+            let first = 4 * STEPS * group;
+            let (at, q_at) = (self.token[t] * x.n_cols + first, self.token[t] * x.stride + first);
             // SAFETY: the rows are as long as `n_cols`, so the group's columns lie within those of each token, and there is one
             // scale for 32 of them and a sum for each 16 and each 32.
             let (product, scale_x, sum) = unsafe {
                 let sums = if STEPS == 4 { x.sum16 } else { x.sum32 };
                 (
-                    D::sum::<STEPS, BITS>(&q, x.q.as_ptr().add(at)),
+                    D::sum::<STEPS, BITS>(&q, x.q.as_ptr().add(q_at)),
                     *x.scale.get_unchecked(at / 32),
                     *sums.get_unchecked(at / (4 * STEPS)),
                 )

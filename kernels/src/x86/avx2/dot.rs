@@ -59,13 +59,14 @@ struct Token<'a> {
 }
 
 impl<'a> Token<'a> {
-    /// Columns `at..at + n` of all that are in `x`.
+    /// Columns `first..first + n` of token `t`.
     // As a function that is called it would take a twentieth of a tile's time.
     #[inline(always)]
-    fn new<const STEPS: usize>(x: Columns<'a>, n: usize, at: usize) -> Token<'a> {
+    fn new<const STEPS: usize>(x: Columns<'a>, n: usize, t: usize, first: usize) -> Token<'a> {
+        let at = t * x.n_cols + first;
         let sum = if STEPS == 4 { &x.sum16[at / 16..] } else { &x.sum32[at / 32..] };
         Token {
-            q: &x.q[at..at + n],
+            q: &x.q[t * x.stride + first..][..n],
             scale: &x.scale[at / 32..][..n / 32],
             sum: &sum[..n / (4 * STEPS)],
             total: x.total[at / 16..][..n / 16].as_chunks().0,
@@ -83,7 +84,7 @@ fn tokens<const STEPS: usize, const CHAIN: usize, const KIND: u8>(
     first: usize,
     acc: &mut [[f32; PANEL_ROWS]],
 ) {
-    let token = |t: usize| Token::new::<STEPS>(x, n, t * x.n_cols + first);
+    let token = |t: usize| Token::new::<STEPS>(x, n, t, first);
     let (tiles, rest) = acc.as_chunks_mut::<4>();
     for (i, acc) in tiles.iter_mut().enumerate() {
         let x = [token(4 * i), token(4 * i + 1), token(4 * i + 2), token(4 * i + 3)];

@@ -24,14 +24,14 @@ pub fn dot_few(dtype: Dtype, source: &Source<'_>, x: Columns<'_>, acc: &mut [[f3
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tokens<const P: bool>(dtype: Dtype, rows: &Rows<'_, P>, x: Columns<'_>, acc: &mut [[f32; PANEL_ROWS]]) {
     if acc.len() == 1 {
-        let mut few = Few::<1> { x, first: [0], acc: [sums(&acc[0])] };
+        let mut few = Few::<1> { x, token: [0], acc: [sums(&acc[0])] };
         groups(dtype, rows, &mut few);
         put(few.acc[0], &mut acc[0]);
     } else {
         // Fewer than four are multiplied as four: the last one is repeated, and its sums are dropped.
         let last = acc.len() - 1;
-        let first = std::array::from_fn(|t| t.min(last) * x.n_cols);
-        let mut few = Few::<FEW> { x, first, acc: std::array::from_fn(|t| sums(&acc[t.min(last)])) };
+        let token = std::array::from_fn(|t| t.min(last));
+        let mut few = Few::<FEW> { x, token, acc: std::array::from_fn(|t| sums(&acc[t.min(last)])) };
         groups(dtype, rows, &mut few);
         few.acc.into_iter().zip(acc).for_each(|(v, acc)| put(v, acc));
     }
@@ -53,8 +53,8 @@ fn put(v: [__m256; 2], acc: &mut [f32; PANEL_ROWS]) {
 /// The sums of `T` tokens with 16 rows.
 struct Few<'a, const T: usize> {
     x: Columns<'a>,
-    /// Where the columns of each token begin.
-    first: [usize; T],
+    /// Which tokens they are.
+    token: [usize; T],
     /// Those of the half that is next, and of the other one.
     acc: [[__m256; 2]; T],
 }
@@ -79,14 +79,16 @@ impl<const T: usize> Groups for Few<'_, T> {
     ) {
         let x = &self.x;
         for t in 0..T {
-            let at = self.first[t] + 4 * STEPS * group;
+            // Where the group begins in this token's columns.
+            let first = 4 * STEPS * group;
+            let (at, q_at) = (self.token[t] * x.n_cols + first, self.token[t] * x.stride + first);
             let mut wide = _mm256_setzero_si256();
             let chain = CHAIN.max(1);
             for c in 0..STEPS / chain {
                 let mut narrow = _mm256_setzero_si256();
                 for (s, q) in q.iter().enumerate().skip(c * chain).take(chain) {
                     // SAFETY: the rows are as long as `n_cols`, so the group's columns lie within those of each token.
-                    let x = unsafe { x.q.as_ptr().add(at + 4 * s).cast::<i32>().read_unaligned() };
+                    let x = unsafe { x.q.as_ptr().add(q_at + 4 * s).cast::<i32>().read_unaligned() };
                     let x = _mm256_set1_epi32(x);
                     let pairs = match CHAIN {
                         0 => _mm256_maddubs_epi16(_mm256_abs_epi8(*q), _mm256_sign_epi8(x, *q)),

@@ -63,6 +63,7 @@ entries! {
     fn to_f16(x: &[f32], y: &mut [u16]) = elementwise::to_f16;
     fn from_f16(x: &[u16], y: &mut [f32]) = elementwise::from_f16;
     fn rope(x: &mut [f32], cos: &[f32], sin: &[f32]) = rope::rope;
+    fn rope_half(x: &mut [f32], cos: &[f32], sin: &[f32]) = rope::rope_half;
     fn attend(rows: &mut Rows<'_>, tile: &Tile<'_>) = attention::attend;
     fn expand_keys(kind: KvType, bytes: &[u8], out: &mut [f32]) = attention::expand_keys;
     fn transpose(x: &[f32], stride: usize, n: usize, out: &mut [f32]) = attention::transpose;
@@ -83,6 +84,7 @@ fn extend_math(table: &mut Kernels) {
     table.to_f16 = to_f16;
     table.from_f16 = from_f16;
     table.rope = rope;
+    table.rope_half = rope_half;
     table.attend = attend;
     table.expand_keys = expand_keys;
     table.transpose = transpose;

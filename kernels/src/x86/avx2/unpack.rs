@@ -74,6 +74,11 @@ pub(super) trait Groups {
     /// Whether the rows are read as fast as memory gives them, and ought to be asked for ahead.
     const STREAMS: bool;
 
+    /// [`Groups::STREAMS`].
+    fn streams(&self) -> bool {
+        Self::STREAMS
+    }
+
     /// The other half of the rows is next.
     fn turn(&mut self) {}
 
@@ -160,17 +165,19 @@ impl<'a> Rows<'a, true> {
 }
 
 impl<const INTERLEAVED: bool> Rows<'_, INTERLEAVED> {
-    /// Asks for what follows bytes `at..at + size` of the rows: in a panel, a page on; for rows apart, the same bytes of
-    /// the next 16 rows.
+    /// Asks for part `part` of `n_parts` of what follows bytes `at..at + size` of the rows: in a panel, two pages on; for rows
+    /// apart, the same bytes of the next 16 rows. By parts, since a core waits for only so many lines at a time.
     #[inline]
-    fn ahead(&self, at: usize, size: usize) {
-        const AHEAD: usize = 4096;
+    fn ahead(&self, at: usize, size: usize, part: usize, n_parts: usize) {
+        const AHEAD: usize = 8192;
+        let part = |n: usize| n * part / n_parts..n * (part + 1) / n_parts;
         if INTERLEAVED {
-            let (at, size) = (PANEL_ROWS * at + AHEAD, PANEL_ROWS * size);
-            (0..size).step_by(64).for_each(|i| touch(self.start[0].wrapping_add(at + i)));
+            let lines = part((PANEL_ROWS * size).div_ceil(64));
+            lines.for_each(|i| touch(self.start[0].wrapping_add(PANEL_ROWS * at + AHEAD + 64 * i)));
         } else {
-            for line in at.div_ceil(64)..(at + size).div_ceil(64) {
-                self.start.iter().for_each(|row| touch(row.wrapping_add(PANEL_ROWS * self.len + 64 * line)));
+            for row in &self.start[part(PANEL_ROWS)] {
+                let lines = at.div_ceil(64)..(at + size).div_ceil(64);
+                lines.for_each(|line| touch(row.wrapping_add(PANEL_ROWS * self.len + 64 * line)));
             }
         }
     }
@@ -183,14 +190,50 @@ struct Block<'a, const INTERLEAVED: bool> {
     /// Where the block begins in its row; `size` bytes from there on lie in the row.
     first: usize,
     size: usize,
+    /// Columns of the block.
+    weights: usize,
     /// The first 8 rows or the last.
     half: usize,
 }
 
 impl<'a, const INTERLEAVED: bool> Block<'a, INTERLEAVED> {
-    fn new(rows: &'a Rows<'a, INTERLEAVED>, first: usize, size: usize, half: usize) -> Self {
+    fn new(rows: &'a Rows<'a, INTERLEAVED>, first: usize, size: usize, weights: usize, half: usize) -> Self {
         assert!(first + size <= rows.len && half < 2);
-        Block { rows, first, size, half }
+        Block { rows, first, size, weights, half }
+    }
+
+    /// [`Groups::take`] of unsigned quants.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn unsigned<const STEPS: usize, const CHAIN: usize>(
+        &self,
+        out: &mut impl Groups,
+        group: usize,
+        q: [__m256i; STEPS],
+        scale: __m256,
+        min: __m256,
+    ) {
+        self.ahead::<STEPS>(out, group);
+        // SAFETY: this function runs on processors with AVX2 and FMA only.
+        unsafe { out.take::<STEPS, CHAIN>(self.half, group, q, scale, min) }
+    }
+
+    /// [`Groups::take`] of signed quants.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn signed(&self, out: &mut impl Groups, group: usize, q: [__m256i; 8], scale: __m256) {
+        self.ahead::<8>(out, group);
+        // SAFETY: this function runs on processors with AVX2 and FMA only.
+        unsafe { out.take::<8, 0>(self.half, group, q, scale, _mm256_setzero_ps()) }
+    }
+
+    /// Asks for the share of a group, of this half, in what will follow.
+    #[inline]
+    fn ahead<const STEPS: usize>(&self, out: &impl Groups, group: usize) {
+        if out.streams() {
+            let n_groups = self.weights / (4 * STEPS);
+            self.rows.ahead(self.first, self.size, self.half * n_groups + group % n_groups, 2 * n_groups);
+        }
     }
 
     /// The `N` bytes at `at` of row `r` of the eight.
@@ -373,54 +416,28 @@ fn blocks<const P: bool, S: Groups>(
     out: &mut S,
     f: impl Fn(Block<'_, P>, usize, &mut S),
 ) {
-    let size = dtype.block().1;
+    let (weights, size) = dtype.block();
     for i in 0..rows.len / size {
-        if S::STREAMS {
-            rows.ahead(i * size, size);
-        }
         // One call for both halves: two would not be inlined, and the sums would live in memory.
         for half in 0..2 {
-            f(Block::new(rows, i * size, size, half), i, out);
+            f(Block::new(rows, i * size, size, weights, half), i, out);
             out.turn();
         }
     }
-}
-
-/// [`Groups::take`] of unsigned quants.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-fn unsigned<const STEPS: usize, const CHAIN: usize>(
-    out: &mut impl Groups,
-    half: usize,
-    group: usize,
-    q: [__m256i; STEPS],
-    scale: __m256,
-    min: __m256,
-) {
-    // SAFETY: this function runs on processors with AVX2 and FMA only.
-    unsafe { out.take::<STEPS, CHAIN>(half, group, q, scale, min) }
-}
-
-/// [`Groups::take`] of signed quants.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-fn signed(out: &mut impl Groups, half: usize, group: usize, q: [__m256i; 8], scale: __m256) {
-    // SAFETY: this function runs on processors with AVX2 and FMA only.
-    unsafe { out.take::<8, 0>(half, group, q, scale, _mm256_setzero_ps()) }
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn q4_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let d = b.floats(offset_of!(Q4_0, d));
-    unsigned::<8, 8>(out, b.half, i, b.nibbles(offset_of!(Q4_0, qs)), d, shifted(Dtype::Q4_0, d));
+    b.unsigned::<8, 8>(out, i, b.nibbles(offset_of!(Q4_0, qs)), d, shifted(Dtype::Q4_0, d));
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn q4_1<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let [d, m] = halves(b.words(offset_of!(Q4_1, d)));
-    unsigned::<8, 8>(out, b.half, i, b.nibbles(offset_of!(Q4_1, qs)), d, negate(m));
+    b.unsigned::<8, 8>(out, i, b.nibbles(offset_of!(Q4_1, qs)), d, negate(m));
 }
 
 /// The quants of Q5_0 and Q5_1.
@@ -440,20 +457,20 @@ fn five_bits<const P: bool>(b: Block<'_, P>, qh: usize, qs: usize) -> [__m256i; 
 fn q5_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let d = b.floats(offset_of!(Q5_0, d));
     let q = five_bits(b, offset_of!(Q5_0, qh), offset_of!(Q5_0, qs));
-    unsigned::<8, 4>(out, b.half, i, q, d, shifted(Dtype::Q5_0, d));
+    b.unsigned::<8, 4>(out, i, q, d, shifted(Dtype::Q5_0, d));
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn q5_1<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let [d, m] = halves(b.words(offset_of!(Q5_1, d)));
-    unsigned::<8, 4>(out, b.half, i, five_bits(b, offset_of!(Q5_1, qh), offset_of!(Q5_1, qs)), d, negate(m));
+    b.unsigned::<8, 4>(out, i, five_bits(b, offset_of!(Q5_1, qh), offset_of!(Q5_1, qs)), d, negate(m));
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn q8_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
-    signed(out, b.half, i, b.transpose_32(offset_of!(Q8_0, qs)), b.floats(offset_of!(Q8_0, d)));
+    b.signed(out, i, b.transpose_32(offset_of!(Q8_0, qs)), b.floats(offset_of!(Q8_0, d)));
 }
 
 /// The values of the 32 codes at `at`.
@@ -470,7 +487,7 @@ fn iq4<const P: bool>(b: Block<'_, P>, at: usize) -> [__m256i; 8] {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn iq4_nl<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
-    signed(out, b.half, i, iq4(b, offset_of!(IQ4_NL, qs)), b.floats(offset_of!(IQ4_NL, d)));
+    b.signed(out, i, iq4(b, offset_of!(IQ4_NL, qs)), b.floats(offset_of!(IQ4_NL, d)));
 }
 
 #[inline]
@@ -487,7 +504,7 @@ fn q2_k<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
                 let scale = _mm256_mul_ps(d, byte(scales, 2 * (j % 2) + part));
                 let min = _mm256_mul_ps(dmin, byte(mins, 2 * (j % 2) + part));
                 let q = vectors!(s in 4 => field(q[4 * part + s], 2 * j, 3));
-                unsigned::<4, 4>(out, b.half, 16 * i + 8 * h + 2 * j + part, q, scale, min);
+                b.unsigned::<4, 4>(out, 16 * i + 8 * h + 2 * j + part, q, scale, min);
             }
         });
     }
@@ -513,7 +530,7 @@ fn q3_k<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
                     _mm256_or_si256(field(low[4 * part + s], 2 * j, 3), bit(high[4 * part + s], 4 * h + j, 2))
                 });
                 let group = 16 * i + 8 * h + 2 * j + part;
-                unsigned::<4, 4>(out, b.half, group, q, scale, shifted(Dtype::Q3_K, scale));
+                b.unsigned::<4, 4>(out, group, q, scale, shifted(Dtype::Q3_K, scale));
             }
         });
     });
@@ -562,7 +579,7 @@ fn q4_k<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
         unrolled!(n in [0 1] {
             let (scale, min) = k.get(2 * j + n);
             let q = vectors!(s in 8 => field(v[s], 4 * n, 15));
-            unsigned::<8, 8>(out, b.half, 8 * i + 2 * j + n, q, scale, min);
+            b.unsigned::<8, 8>(out, 8 * i + 2 * j + n, q, scale, min);
         });
     });
 }
@@ -577,7 +594,7 @@ fn q5_k<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
         unrolled!(n in [0 1] {
             let (scale, min) = k.get(2 * j + n);
             let q = vectors!(s in 8 => _mm256_or_si256(field(low[s], 4 * n, 15), bit(high[s], 2 * j + n, 4)));
-            unsigned::<8, 4>(out, b.half, 8 * i + 2 * j + n, q, scale, min);
+            b.unsigned::<8, 4>(out, 8 * i + 2 * j + n, q, scale, min);
         });
     });
 }
@@ -599,7 +616,7 @@ fn q6_k<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
                     _mm256_or_si256(field(low[4 * part + s], j / 2 * 4, 15), _mm256_slli_epi16::<4>(upper))
                 });
                 let group = 16 * i + 8 * h + 2 * j + part;
-                unsigned::<4, 2>(out, b.half, group, q, scale, shifted(Dtype::Q6_K, scale));
+                b.unsigned::<4, 2>(out, group, q, scale, shifted(Dtype::Q6_K, scale));
             }
         });
     }
@@ -619,7 +636,7 @@ fn iq4_xs<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
         let high = _mm256_and_si256(shift(first, 16 + 2 * g), _mm256_set1_epi32(3));
         let scale = _mm256_or_si256(low, _mm256_slli_epi32::<4>(high));
         let scale = _mm256_cvtepi32_ps(_mm256_sub_epi32(scale, _mm256_set1_epi32(32)));
-        signed(out, b.half, 8 * i + g, q, _mm256_mul_ps(d, scale));
+        b.signed(out, 8 * i + g, q, _mm256_mul_ps(d, scale));
     });
 }
 
@@ -687,10 +704,10 @@ fn eights<'a, const P: bool, S: FloatColumns>(
     for c in (0..n / 8 * 8).step_by(8) {
         let at = (first + c) * size;
         if S::STREAMS {
-            rows.ahead(at, 8 * size);
+            rows.ahead(at, 8 * size, 0, 1);
         }
         for half in 0..2 {
-            for (i, v) in eight(Block::new(rows, at, 8 * size, half)).into_iter().enumerate() {
+            for (i, v) in eight(Block::new(rows, at, 8 * size, 8, half)).into_iter().enumerate() {
                 // SAFETY: this function runs on processors with AVX2 and FMA only.
                 unsafe { out.take(half, c + i, v) };
             }
@@ -699,7 +716,7 @@ fn eights<'a, const P: bool, S: FloatColumns>(
     for c in n / 8 * 8..n {
         for half in 0..2 {
             // SAFETY: as above.
-            unsafe { out.take(half, c, one(Block::new(rows, (first + c) * size, size, half))) };
+            unsafe { out.take(half, c, one(Block::new(rows, (first + c) * size, size, 1, half))) };
         }
     }
 }

@@ -36,32 +36,34 @@ fn tokens<const STEPS: usize, const SIGNED: bool>(
 ) {
     let mut t = 0;
     while t < acc.len() {
-        let at = t * x.n_cols + first;
         match acc.len() - t {
-            TILE.. => t += tile::<STEPS, SIGNED, TILE>(panel, n, x, at, &mut acc[t..]),
-            6.. => t += tile::<STEPS, SIGNED, 6>(panel, n, x, at, &mut acc[t..]),
-            3.. => t += tile::<STEPS, SIGNED, 3>(panel, n, x, at, &mut acc[t..]),
-            2 => t += tile::<STEPS, SIGNED, 2>(panel, n, x, at, &mut acc[t..]),
-            _ => t += tile::<STEPS, SIGNED, 1>(panel, n, x, at, &mut acc[t..]),
+            TILE.. => t += tile::<STEPS, SIGNED, TILE>(panel, n, x, t, first, &mut acc[t..]),
+            6.. => t += tile::<STEPS, SIGNED, 6>(panel, n, x, t, first, &mut acc[t..]),
+            3.. => t += tile::<STEPS, SIGNED, 3>(panel, n, x, t, first, &mut acc[t..]),
+            2 => t += tile::<STEPS, SIGNED, 2>(panel, n, x, t, first, &mut acc[t..]),
+            _ => t += tile::<STEPS, SIGNED, 1>(panel, n, x, t, first, &mut acc[t..]),
         }
     }
 }
 
-/// Multiplies the first `n` columns of a panel with those of `T` tokens, the first of which begins at `at`.
+/// Multiplies the first `n` columns of a panel with those of `T` tokens from column `first` on; the first token is `t`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
 fn tile<const STEPS: usize, const SIGNED: bool, const T: usize>(
     panel: &Panel,
     n: usize,
     x: Columns<'_>,
-    at: usize,
+    t: usize,
+    first: usize,
     acc: &mut [[f32; PANEL_ROWS]],
 ) -> usize {
+    let (at, q_at) = (t * x.n_cols + first, t * x.stride + first);
     assert!(x.n_cols.is_multiple_of(32) && at.is_multiple_of(32) && n.is_multiple_of(32));
     let last = at + (T - 1) * x.n_cols + n;
     let sums = if STEPS == 4 { x.sum16 } else { x.sum32 };
-    assert!(last <= x.q.len().min(32 * x.scale.len()).min(16 * x.total.len()).min(4 * STEPS * sums.len()));
-    let q = Tokens::<T, i8>::new(x.q, at, x.n_cols);
+    assert!(q_at + (T - 1) * x.stride + n <= x.q.len());
+    assert!(last <= (32 * x.scale.len()).min(16 * x.total.len()).min(4 * STEPS * sums.len()));
+    let q = Tokens::<T, i8>::new(x.q, q_at, x.stride);
     let scales = Tokens::<T, f32>::new(x.scale, at / 32, x.n_cols / 32);
     let totals = Tokens::<T, i32>::new(x.total, at / 16, x.n_cols / 16);
     let sums = Tokens::<T, f32>::new(sums, at / (4 * STEPS), x.n_cols / (4 * STEPS));

@@ -59,7 +59,8 @@ impl<const T: usize> Groups for Few<'_, T> {
         let last = x.scale.len() * 32 / x.n_cols - 1;
         for t in 0..T {
             // Where the group begins in this token's columns.
-            let at = t.min(last) * x.n_cols + 4 * STEPS * group;
+            let (token, first) = (t.min(last), 4 * STEPS * group);
+            let (at, q_at) = (token * x.n_cols + first, token * x.stride + first);
             let mut sum = _mm512_setzero_si512();
             if SIGNED {
                 // SAFETY: the rows are as long as `n_cols`, so the group's columns lie within those of each token, and there is
@@ -69,7 +70,7 @@ impl<const T: usize> Groups for Few<'_, T> {
             }
             for (s, q) in q.iter().enumerate() {
                 // SAFETY: as above.
-                let x = unsafe { x.q.as_ptr().add(at + 4 * s).cast::<i32>().read_unaligned() };
+                let x = unsafe { x.q.as_ptr().add(q_at + 4 * s).cast::<i32>().read_unaligned() };
                 // Signed quants plus 128 are unsigned.
                 let q = if SIGNED { _mm512_xor_si512(*q, _mm512_set1_epi8(-128)) } else { *q };
                 sum = _mm512_dpbusd_epi32(sum, q, _mm512_set1_epi32(x));

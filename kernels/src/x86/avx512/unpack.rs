@@ -66,6 +66,11 @@ pub(super) trait Groups {
     /// Whether the rows are read as fast as memory gives them, and ought to be asked for ahead.
     const STREAMS: bool;
 
+    /// [`Groups::STREAMS`].
+    fn streams(&self) -> bool {
+        Self::STREAMS
+    }
+
     /// Group `group` of the rows: `STEPS` times 4 columns. `SIGNED` quants have no min.
     ///
     /// # Safety
@@ -147,18 +152,20 @@ impl<'a> Rows<'a, true> {
 
 impl<const INTERLEAVED: bool> Rows<'_, INTERLEAVED> {
     /// Bytes between an interleaved block and what is asked for when it is read.
-    const AHEAD: usize = 4096;
+    const AHEAD: usize = 8192;
 
-    /// Asks for what follows bytes `at..at + size` of the rows: in a panel, a page on; for rows apart, the same bytes of
-    /// the next 16 rows.
+    /// Asks for part `part` of `n_parts` of what follows bytes `at..at + size` of the rows: in a panel, two pages on; for rows
+    /// apart, the same bytes of the next 16 rows. By parts, since a core waits for only so many lines at a time.
     #[inline]
-    fn ahead(&self, at: usize, size: usize) {
+    fn ahead(&self, at: usize, size: usize, part: usize, n_parts: usize) {
+        let part = |n: usize| n * part / n_parts..n * (part + 1) / n_parts;
         if INTERLEAVED {
-            let (at, size) = (PANEL_ROWS * at + Self::AHEAD, PANEL_ROWS * size);
-            (0..size).step_by(64).for_each(|i| touch(self.start[0].wrapping_add(at + i)));
+            let lines = part((PANEL_ROWS * size).div_ceil(64));
+            lines.for_each(|i| touch(self.start[0].wrapping_add(PANEL_ROWS * at + Self::AHEAD + 64 * i)));
         } else {
-            for line in at.div_ceil(64)..(at + size).div_ceil(64) {
-                self.start.iter().for_each(|row| touch(row.wrapping_add(PANEL_ROWS * self.len + 64 * line)));
+            for row in &self.start[part(PANEL_ROWS)] {
+                let lines = at.div_ceil(64)..(at + size).div_ceil(64);
+                lines.for_each(|line| touch(row.wrapping_add(PANEL_ROWS * self.len + 64 * line)));
             }
         }
     }
@@ -171,12 +178,48 @@ struct Block<'a, const INTERLEAVED: bool> {
     /// Where the block begins in its row; `size` bytes from there on lie in the row.
     first: usize,
     size: usize,
+    /// Columns of the block.
+    weights: usize,
 }
 
 impl<'a, const INTERLEAVED: bool> Block<'a, INTERLEAVED> {
-    fn new(rows: &'a Rows<'a, INTERLEAVED>, first: usize, size: usize) -> Self {
+    fn new(rows: &'a Rows<'a, INTERLEAVED>, first: usize, size: usize, weights: usize) -> Self {
         assert!(first + size <= rows.len);
-        Block { rows, first, size }
+        Block { rows, first, size, weights }
+    }
+
+    /// [`Groups::take`] of unsigned quants.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn unsigned<const STEPS: usize>(
+        &self,
+        out: &mut impl Groups,
+        group: usize,
+        q: [__m512i; STEPS],
+        scale: __m512,
+        min: __m512,
+    ) {
+        self.ahead::<STEPS>(out, group);
+        // SAFETY: this function runs on processors with these features only.
+        unsafe { out.take::<STEPS, false>(group, q, scale, min) }
+    }
+
+    /// [`Groups::take`] of signed quants.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn signed(&self, out: &mut impl Groups, group: usize, q: [__m512i; 8], scale: __m512) {
+        self.ahead::<8>(out, group);
+        // SAFETY: this function runs on processors with these features only.
+        unsafe { out.take::<8, true>(group, q, scale, _mm512_setzero_ps()) }
+    }
+
+    /// Asks for a group's share of what will follow.
+    #[inline]
+    fn ahead<const STEPS: usize>(&self, out: &impl Groups, group: usize) {
+        if out.streams() {
+            let n_groups = self.weights / (4 * STEPS);
+            self.rows.ahead(self.first, self.size, group % n_groups, n_groups);
+        }
     }
 
     /// The `N` bytes at `at` of row `r`.
@@ -381,43 +424,24 @@ fn blocks<const P: bool, S: Groups>(
     out: &mut S,
     f: impl Fn(Block<'_, P>, usize, &mut S),
 ) {
-    let size = dtype.block().1;
+    let (weights, size) = dtype.block();
     for i in 0..rows.len / size {
-        if S::STREAMS {
-            rows.ahead(i * size, size);
-        }
-        f(Block::new(rows, i * size, size), i, out);
+        f(Block::new(rows, i * size, size, weights), i, out);
     }
-}
-
-/// [`Groups::take`] of unsigned quants.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn unsigned<const STEPS: usize>(out: &mut impl Groups, group: usize, q: [__m512i; STEPS], scale: __m512, min: __m512) {
-    // SAFETY: this function runs on processors with these features only.
-    unsafe { out.take::<STEPS, false>(group, q, scale, min) }
-}
-
-/// [`Groups::take`] of signed quants.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn signed(out: &mut impl Groups, group: usize, q: [__m512i; 8], scale: __m512) {
-    // SAFETY: this function runs on processors with these features only.
-    unsafe { out.take::<8, true>(group, q, scale, _mm512_setzero_ps()) }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn q4_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let d = b.floats(offset_of!(Q4_0, d));
-    unsigned::<8>(out, i, b.nibbles(offset_of!(Q4_0, qs)), d, shifted(Dtype::Q4_0, d));
+    b.unsigned::<8>(out, i, b.nibbles(offset_of!(Q4_0, qs)), d, shifted(Dtype::Q4_0, d));
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn q4_1<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let [d, m] = halves(b.words(offset_of!(Q4_1, d)));
-    unsigned::<8>(out, i, b.nibbles(offset_of!(Q4_1, qs)), d, negate(m));
+    b.unsigned::<8>(out, i, b.nibbles(offset_of!(Q4_1, qs)), d, negate(m));
 }
 
 /// The quants of Q5_0 and Q5_1.
@@ -441,20 +465,20 @@ fn five_bits<const P: bool>(b: Block<'_, P>, qh: usize, qs: usize) -> [__m512i; 
 fn q5_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let d = b.floats(offset_of!(Q5_0, d));
     let q = five_bits(b, offset_of!(Q5_0, qh), offset_of!(Q5_0, qs));
-    unsigned::<8>(out, i, q, d, shifted(Dtype::Q5_0, d));
+    b.unsigned::<8>(out, i, q, d, shifted(Dtype::Q5_0, d));
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn q5_1<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let [d, m] = halves(b.words(offset_of!(Q5_1, d)));
-    unsigned::<8>(out, i, five_bits(b, offset_of!(Q5_1, qh), offset_of!(Q5_1, qs)), d, negate(m));
+    b.unsigned::<8>(out, i, five_bits(b, offset_of!(Q5_1, qh), offset_of!(Q5_1, qs)), d, negate(m));
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn q8_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
-    signed(out, i, b.transpose_32(offset_of!(Q8_0, qs)), b.floats(offset_of!(Q8_0, d)));
+    b.signed(out, i, b.transpose_32(offset_of!(Q8_0, qs)), b.floats(offset_of!(Q8_0, d)));
 }
 
 /// The values of the 32 codes at `at`, see [`IQ4_CODES`].
@@ -474,7 +498,7 @@ fn iq4<const P: bool>(b: Block<'_, P>, at: usize) -> [__m512i; 8] {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn iq4_nl<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
-    signed(out, i, iq4(b, offset_of!(IQ4_NL, qs)), b.floats(offset_of!(IQ4_NL, d)));
+    b.signed(out, i, iq4(b, offset_of!(IQ4_NL, qs)), b.floats(offset_of!(IQ4_NL, d)));
 }
 
 #[inline]
@@ -491,7 +515,7 @@ fn q2_k<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
                 let scale = _mm512_mul_ps(d, byte(scales, 2 * (j % 2) + part));
                 let min = _mm512_mul_ps(dmin, byte(mins, 2 * (j % 2) + part));
                 let q = vectors!(s in 4 => field(q[4 * part + s], 2 * j, 3));
-                unsigned::<4>(out, 16 * i + 8 * h + 2 * j + part, q, scale, min);
+                b.unsigned::<4>(out, 16 * i + 8 * h + 2 * j + part, q, scale, min);
             }
         });
     }
@@ -517,7 +541,7 @@ fn q3_k<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
                     _mm512_or_si512(field(low[4 * part + s], 2 * j, 3), bit(high[4 * part + s], 4 * h + j, 2))
                 });
                 let group = 16 * i + 8 * h + 2 * j + part;
-                unsigned::<4>(out, group, q, scale, shifted(Dtype::Q3_K, scale));
+                b.unsigned::<4>(out, group, q, scale, shifted(Dtype::Q3_K, scale));
             }
         });
     });
@@ -566,7 +590,7 @@ fn q4_k<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
         unrolled!(n in [0 1] {
             let (scale, min) = k.get(2 * j + n);
             let q = vectors!(s in 8 => field(v[s], 4 * n, 15));
-            unsigned::<8>(out, 8 * i + 2 * j + n, q, scale, min);
+            b.unsigned::<8>(out, 8 * i + 2 * j + n, q, scale, min);
         });
     });
 }
@@ -581,7 +605,7 @@ fn q5_k<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
         unrolled!(n in [0 1] {
             let (scale, min) = k.get(2 * j + n);
             let q = vectors!(s in 8 => _mm512_or_si512(field(low[s], 4 * n, 15), bit(high[s], 2 * j + n, 4)));
-            unsigned::<8>(out, 8 * i + 2 * j + n, q, scale, min);
+            b.unsigned::<8>(out, 8 * i + 2 * j + n, q, scale, min);
         });
     });
 }
@@ -603,7 +627,7 @@ fn q6_k<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
                     _mm512_or_si512(field(low[4 * part + s], j / 2 * 4, 15), _mm512_slli_epi16::<4>(upper))
                 });
                 let group = 16 * i + 8 * h + 2 * j + part;
-                unsigned::<4>(out, group, q, scale, shifted(Dtype::Q6_K, scale));
+                b.unsigned::<4>(out, group, q, scale, shifted(Dtype::Q6_K, scale));
             }
         });
     }
@@ -623,7 +647,7 @@ fn iq4_xs<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
         let high = _mm512_and_si512(shift(first, 16 + 2 * g), _mm512_set1_epi32(3));
         let scale = _mm512_or_si512(low, _mm512_slli_epi32::<4>(high));
         let scale = _mm512_cvtepi32_ps(_mm512_sub_epi32(scale, _mm512_set1_epi32(32)));
-        signed(out, 8 * i + g, q, _mm512_mul_ps(d, scale));
+        b.signed(out, 8 * i + g, q, _mm512_mul_ps(d, scale));
     });
 }
 
@@ -691,15 +715,15 @@ fn eights<'a, const P: bool, S: FloatColumns>(
     for c in (0..n / 8 * 8).step_by(8) {
         let at = (first + c) * size;
         if S::STREAMS {
-            rows.ahead(at, 8 * size);
+            rows.ahead(at, 8 * size, 0, 1);
         }
-        for (i, v) in eight(Block::new(rows, at, 8 * size)).into_iter().enumerate() {
+        for (i, v) in eight(Block::new(rows, at, 8 * size, 8)).into_iter().enumerate() {
             // SAFETY: this function runs on processors with these features only.
             unsafe { out.take(c + i, v) };
         }
     }
     for c in n / 8 * 8..n {
         // SAFETY: as above.
-        unsafe { out.take(c, one(Block::new(rows, (first + c) * size, size))) };
+        unsafe { out.take(c, one(Block::new(rows, (first + c) * size, size, 1))) };
     }
 }

@@ -1,6 +1,6 @@
 //! Groups of the formats of points (IQ1 to IQ3), of ternary weights and of 4-bit floats, for 8 rows at a time.
 
-use super::{Block, Groups, field, halves, load_half, shifted, unsigned};
+use super::{Block, Groups, field, halves, load_half, shifted};
 use crate::Dtype;
 use crate::block::*;
 use crate::grid;
@@ -100,7 +100,7 @@ pub fn iq2_xxs<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) 
             q[2 * j + 1] = signed(high, signs, j, true, IQ2_OFFSET);
         });
         let scale = odd(d, bits(rest, 28, 4), 0.125);
-        unsigned::<8, 1>(out, b.half, 8 * i + g, q, scale, shifted(Dtype::IQ2_XXS, scale));
+        b.unsigned::<8, 1>(out, 8 * i + g, q, scale, shifted(Dtype::IQ2_XXS, scale));
     }
 }
 
@@ -120,7 +120,7 @@ pub fn iq2_xs<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
                 q[2 * j + 1] = signed(high, signs, 2 * j, true, IQ2_OFFSET);
             });
             let scale = odd(d, bits(scales, 4 * g, 4), 0.125);
-            unsigned::<4, 1>(out, b.half, 16 * i + 8 * h + g, q, scale, shifted(Dtype::IQ2_XS, scale));
+            b.unsigned::<4, 1>(out, 16 * i + 8 * h + g, q, scale, shifted(Dtype::IQ2_XS, scale));
         });
     }
 }
@@ -145,7 +145,7 @@ pub fn iq2_s<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
                 q[2 * j + 1] = signed(high, signs, n, true, IQ2_OFFSET);
             });
             let scale = odd(d, bits(scales, 4 * g, 4), 0.125);
-            unsigned::<4, 1>(out, b.half, 16 * i + 8 * h + g, q, scale, shifted(Dtype::IQ2_S, scale));
+            b.unsigned::<4, 1>(out, 16 * i + 8 * h + g, q, scale, shifted(Dtype::IQ2_S, scale));
         });
     }
 }
@@ -165,7 +165,7 @@ pub fn iq3_xxs<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) 
             q[j] = signed(point, signs, j / 2, j % 2 == 1, 31);
         });
         let scale = odd(d, bits(rest, 28, 4), 0.5);
-        unsigned::<8, 2>(out, b.half, 8 * i + g, q, scale, shifted(Dtype::IQ3_XXS, scale));
+        b.unsigned::<8, 2>(out, 8 * i + g, q, scale, shifted(Dtype::IQ3_XXS, scale));
     }
 }
 
@@ -189,7 +189,7 @@ pub fn iq3_s<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
                 q[j] = signed(point, signs, j / 2, j % 2 == 1, 15);
             });
             let scale = odd(d, bits(scales, 4 * g, 4), 1.0);
-            unsigned::<8, 4>(out, b.half, 8 * i + g, q, scale, shifted(Dtype::IQ3_S, scale));
+            b.unsigned::<8, 4>(out, 8 * i + g, q, scale, shifted(Dtype::IQ3_S, scale));
         });
     }
 }
@@ -220,7 +220,7 @@ pub fn iq1_s<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
                 [q[2 * j], q[2 * j + 1]] = ternary(points, upper, 16 * n + 15);
             });
             let scale = odd(d, bits(upper, 16 * n + 12, 3), 0.125);
-            unsigned::<8, 4>(out, b.half, 8 * i + g, q, scale, shifted(Dtype::IQ1_S, scale));
+            b.unsigned::<8, 4>(out, 8 * i + g, q, scale, shifted(Dtype::IQ1_S, scale));
         });
     }
 }
@@ -244,7 +244,7 @@ pub fn iq1_m<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
                 [q[2 * j], q[2 * j + 1]] = ternary(points, upper, at + 3);
             });
             let scale = odd(d, bits(scales, 16 * (n / 4) + 3 * (n % 4), 3), 0.125);
-            unsigned::<4, 4>(out, b.half, 16 * i + g, q, scale, shifted(Dtype::IQ1_M, scale));
+            b.unsigned::<4, 4>(out, 16 * i + g, q, scale, shifted(Dtype::IQ1_M, scale));
         });
     }
 }
@@ -269,16 +269,16 @@ pub fn tq1_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let mut v = b.transpose_32(offset_of!(TQ1_0, qs));
     for g in 0..5 {
         let q = vectors!(s in 8 => digit(&mut v[s]));
-        unsigned::<8, 8>(out, b.half, 8 * i + g, q, d, min);
+        b.unsigned::<8, 8>(out, 8 * i + g, q, d, min);
     }
     let mut v = b.transpose(offset_of!(TQ1_0, qs) + 32);
     for g in 5..7 {
         let q = vectors!(s in 8 => digit(&mut v[s % 4]));
-        unsigned::<8, 8>(out, b.half, 8 * i + g, q, d, min);
+        b.unsigned::<8, 8>(out, 8 * i + g, q, d, min);
     }
     let mut last = b.words(offset_of!(TQ1_0, qh));
     let q = vectors!(s in 8 => digit(if s < 4 { &mut v[s] } else { &mut last }));
-    unsigned::<8, 8>(out, b.half, 8 * i + 7, q, d, min);
+    b.unsigned::<8, 8>(out, 8 * i + 7, q, d, min);
 }
 
 #[inline]
@@ -290,7 +290,7 @@ pub fn tq2_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
         let v = b.transpose_32(offset_of!(TQ2_0, qs) + 32 * h);
         unrolled!(j in [0 1 2 3] {
             let q = vectors!(s in 8 => field(v[s], 2 * j, 3));
-            unsigned::<8, 8>(out, b.half, 8 * i + 4 * h + j, q, d, min);
+            b.unsigned::<8, 8>(out, 8 * i + 4 * h + j, q, d, min);
         });
     }
 }
@@ -314,7 +314,7 @@ pub fn mxfp4<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let scale = _mm256_castsi256_ps(scale);
     let codes = b.nibbles(offset_of!(MXFP4, qs));
     let q = vectors!(s in 8 => fp4_values(codes[s]));
-    unsigned::<8, 4>(out, b.half, i, q, scale, shifted(Dtype::MXFP4, scale));
+    b.unsigned::<8, 4>(out, i, q, scale, shifted(Dtype::MXFP4, scale));
 }
 
 #[inline]
@@ -328,6 +328,6 @@ pub fn nvfp4<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
         let q = vectors!(s in 4 => fp4_values(codes[s]));
         // SAFETY: the table has an entry for each byte.
         let scale = unsafe { _mm256_i32gather_ps::<4>(NVFP4_SCALES.as_ptr(), bits(scales, 8 * g, 8)) };
-        unsigned::<4, 4>(out, b.half, 4 * i + g, q, scale, shifted(Dtype::NVFP4, scale));
+        b.unsigned::<4, 4>(out, 4 * i + g, q, scale, shifted(Dtype::NVFP4, scale));
     });
 }

@@ -1,6 +1,6 @@
 //! Groups of the formats of points (IQ1 to IQ3), of ternary weights and of 4-bit floats, for 16 rows at a time.
 
-use super::{Block, Groups, field, halves, shifted, unsigned};
+use super::{Block, Groups, field, halves, shifted};
 use crate::Dtype;
 use crate::block::*;
 use crate::grid;
@@ -105,7 +105,7 @@ pub fn iq2_xxs<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) 
             q[2 * j + 1] = signed(high, signs, j, true, IQ2_OFFSET);
         });
         let scale = odd(d, bits(rest, 28, 4), 0.125);
-        unsigned::<8>(out, 8 * i + g, q, scale, shifted(Dtype::IQ2_XXS, scale));
+        b.unsigned::<8>(out, 8 * i + g, q, scale, shifted(Dtype::IQ2_XXS, scale));
     }
 }
 
@@ -125,7 +125,7 @@ pub fn iq2_xs<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
                 q[2 * j + 1] = signed(high, signs, 2 * j, true, IQ2_OFFSET);
             });
             let scale = odd(d, bits(scales, 4 * g, 4), 0.125);
-            unsigned::<4>(out, 16 * i + 8 * h + g, q, scale, shifted(Dtype::IQ2_XS, scale));
+            b.unsigned::<4>(out, 16 * i + 8 * h + g, q, scale, shifted(Dtype::IQ2_XS, scale));
         });
     }
 }
@@ -150,7 +150,7 @@ pub fn iq2_s<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
                 q[2 * j + 1] = signed(high, signs, n, true, IQ2_OFFSET);
             });
             let scale = odd(d, bits(scales, 4 * g, 4), 0.125);
-            unsigned::<4>(out, 16 * i + 8 * h + g, q, scale, shifted(Dtype::IQ2_S, scale));
+            b.unsigned::<4>(out, 16 * i + 8 * h + g, q, scale, shifted(Dtype::IQ2_S, scale));
         });
     }
 }
@@ -170,7 +170,7 @@ pub fn iq3_xxs<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) 
             q[j] = signed(point, signs, j / 2, j % 2 == 1, 31);
         });
         let scale = odd(d, bits(rest, 28, 4), 0.5);
-        unsigned::<8>(out, 8 * i + g, q, scale, shifted(Dtype::IQ3_XXS, scale));
+        b.unsigned::<8>(out, 8 * i + g, q, scale, shifted(Dtype::IQ3_XXS, scale));
     }
 }
 
@@ -194,7 +194,7 @@ pub fn iq3_s<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
                 q[j] = signed(point, signs, j / 2, j % 2 == 1, 15);
             });
             let scale = odd(d, bits(scales, 4 * g, 4), 1.0);
-            unsigned::<8>(out, 8 * i + g, q, scale, shifted(Dtype::IQ3_S, scale));
+            b.unsigned::<8>(out, 8 * i + g, q, scale, shifted(Dtype::IQ3_S, scale));
         });
     }
 }
@@ -225,7 +225,7 @@ pub fn iq1_s<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
                 [q[2 * j], q[2 * j + 1]] = ternary(points, upper, 16 * n + 15);
             });
             let scale = odd(d, bits(upper, 16 * n + 12, 3), 0.125);
-            unsigned::<8>(out, 8 * i + g, q, scale, shifted(Dtype::IQ1_S, scale));
+            b.unsigned::<8>(out, 8 * i + g, q, scale, shifted(Dtype::IQ1_S, scale));
         });
     }
 }
@@ -249,7 +249,7 @@ pub fn iq1_m<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
                 [q[2 * j], q[2 * j + 1]] = ternary(points, upper, at + 3);
             });
             let scale = odd(d, bits(scales, 16 * (n / 4) + 3 * (n % 4), 3), 0.125);
-            unsigned::<4>(out, 16 * i + g, q, scale, shifted(Dtype::IQ1_M, scale));
+            b.unsigned::<4>(out, 16 * i + g, q, scale, shifted(Dtype::IQ1_M, scale));
         });
     }
 }
@@ -275,16 +275,16 @@ pub fn tq1_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let mut v = b.transpose_32(offset_of!(TQ1_0, qs));
     for g in 0..5 {
         let q = vectors!(s in 8 => digit(&mut v[s]));
-        unsigned::<8>(out, 8 * i + g, q, d, min);
+        b.unsigned::<8>(out, 8 * i + g, q, d, min);
     }
     let mut v = b.transpose(offset_of!(TQ1_0, qs) + 32);
     for g in 5..7 {
         let q = vectors!(s in 8 => digit(&mut v[s % 4]));
-        unsigned::<8>(out, 8 * i + g, q, d, min);
+        b.unsigned::<8>(out, 8 * i + g, q, d, min);
     }
     let mut last = b.words(offset_of!(TQ1_0, qh));
     let q = vectors!(s in 8 => digit(if s < 4 { &mut v[s] } else { &mut last }));
-    unsigned::<8>(out, 8 * i + 7, q, d, min);
+    b.unsigned::<8>(out, 8 * i + 7, q, d, min);
 }
 
 #[inline]
@@ -296,7 +296,7 @@ pub fn tq2_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
         let v = b.transpose_32(offset_of!(TQ2_0, qs) + 32 * h);
         unrolled!(j in [0 1 2 3] {
             let q = vectors!(s in 8 => field(v[s], 2 * j, 3));
-            unsigned::<8>(out, 8 * i + 4 * h + j, q, d, min);
+            b.unsigned::<8>(out, 8 * i + 4 * h + j, q, d, min);
         });
     }
 }
@@ -319,7 +319,7 @@ pub fn mxfp4<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let scale = _mm512_castsi512_ps(scale);
     let codes = b.nibbles(offset_of!(MXFP4, qs));
     let q = vectors!(s in 8 => fp4_values(codes[s]));
-    unsigned::<8>(out, i, q, scale, shifted(Dtype::MXFP4, scale));
+    b.unsigned::<8>(out, i, q, scale, shifted(Dtype::MXFP4, scale));
 }
 
 #[inline]
@@ -333,6 +333,6 @@ pub fn nvfp4<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
         let q = vectors!(s in 4 => fp4_values(codes[s]));
         // SAFETY: the table has an entry for each byte.
         let scale = unsafe { _mm512_i32gather_ps::<4>(bits(scales, 8 * g, 8), NVFP4_SCALES.as_ptr()) };
-        unsigned::<4>(out, 4 * i + g, q, scale, shifted(Dtype::NVFP4, scale));
+        b.unsigned::<4>(out, 4 * i + g, q, scale, shifted(Dtype::NVFP4, scale));
     });
 }
