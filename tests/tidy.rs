@@ -96,7 +96,8 @@ fn kernels_import_no_model() {
 fn every_simd_file_has_a_scalar_twin() {
     let names: Vec<String> = sources().into_iter().map(|(name, _)| name).collect();
     let mut faults = Vec::new();
-    for name in names.iter().filter(|n| n.starts_with("kernels/src/x86/") && !n.ends_with("mod.rs")) {
+    let simd = |n: &&String| n.starts_with("kernels/src/x86/") || n.starts_with("kernels/src/arm/");
+    for name in names.iter().filter(simd).filter(|n| !n.ends_with("mod.rs")) {
         let twin = format!("kernels/src/scalar/{}", name.rsplit('/').next().unwrap());
         if !names.contains(&twin) {
             faults.push(format!("{name}: no {twin}"));

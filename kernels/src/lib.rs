@@ -4,6 +4,8 @@
 //! The scalar kernels are complete and are the specification; each instruction set
 //! overrides entries of the [`Kernels`] table, which is chosen once at run time.
 
+#[cfg(target_arch = "aarch64")]
+pub mod arm;
 pub mod attention;
 pub mod block;
 mod cache;

@@ -16,6 +16,12 @@ pub enum Level {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI, and what [`Level::Avx2`] has.
     Avx512,
+    /// AArch64 with NEON, as every one that runs an operating system has.
+    Neon,
+    /// AArch64 with dot products of 8-bit integers, and what [`Level::Neon`] has.
+    Dotprod,
+    /// AArch64 with products of matrices of 8-bit integers, and what [`Level::Dotprod`] has.
+    I8mm,
 }
 
 /// The kernels of one instruction set. Every entry has a scalar twin.
@@ -95,7 +101,7 @@ pub struct Kernels {
 
 impl Level {
     /// Every level, from the plainest on.
-    pub const ALL: [Level; 3] = [Level::Scalar, Level::Avx2, Level::Avx512];
+    pub const ALL: [Level; 6] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Neon, Level::Dotprod, Level::I8mm];
 
     /// The name that `MMQ_LEVEL` takes.
     pub const fn name(self) -> &'static str {
@@ -103,6 +109,9 @@ impl Level {
             Level::Scalar => "scalar",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
+            Level::Neon => "neon",
+            Level::Dotprod => "dotprod",
+            Level::I8mm => "i8mm",
         }
     }
 }
@@ -113,6 +122,8 @@ pub fn levels() -> Vec<Kernels> {
     let mut tables = vec![scalar::table()];
     #[cfg(target_arch = "x86_64")]
     crate::x86::extend(&mut tables);
+    #[cfg(target_arch = "aarch64")]
+    crate::arm::extend(&mut tables);
     tables
 }
 
@@ -148,8 +159,7 @@ mod tests {
     #[test]
     fn a_level_is_chosen_by_name() {
         let scalar = scalar::table();
-        let (avx2, avx512) = (Level::Avx2, Level::Avx512);
-        let all = [scalar, Kernels { level: avx2, ..scalar }, Kernels { level: avx512, ..scalar }];
+        let all: Vec<_> = Level::ALL.iter().map(|&level| Kernels { level, ..scalar }).collect();
         for level in Level::ALL {
             let (table, complaint) = choose(&all, level.name());
             assert_eq!((table.level, complaint), (level, None));

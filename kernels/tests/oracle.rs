@@ -3,7 +3,10 @@
 //!
 //! `fixtures/blocks.bin` is written by `fixtures/make_blocks.py`, `fixtures/ggml.bin` by `fixtures/make_ggml.py`.
 
-use mmq_kernels::{Dtype, Search, levels};
+mod setup;
+
+use mmq_kernels::{Dtype, Search};
+use setup::levels;
 
 /// The first `n` bytes of `bytes`, which then goes on behind them.
 fn take<'a>(bytes: &mut &'a [u8], n: usize) -> &'a [u8] {

@@ -8,8 +8,8 @@ mod setup;
 use mmq_kernels::interleave::interleave;
 use mmq_kernels::matmul::matmul_with;
 use mmq_kernels::panel::{Columns, FEW, FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel, Source};
-use mmq_kernels::{Activations, Dtype, Input, Kernels, Layout, Level, Norm, Product, Team, Then, Weights, levels};
-use setup::Random;
+use mmq_kernels::{Activations, Dtype, Input, Kernels, Layout, Level, Norm, Product, Team, Then, Weights};
+use setup::{Random, levels, some};
 
 /// The scalar table and every level above it.
 fn tables() -> (Kernels, Vec<Kernels>) {
@@ -144,7 +144,8 @@ fn skewed<T: Copy + Default>(x: &[T], skew: usize) -> Vec<T> {
 fn lengths(dtype: Dtype) -> Vec<usize> {
     let block = dtype.block().0;
     let small = if block == 1 { 70 } else { 5 };
-    (1..=small).map(|i| i * block).chain([4096, 11008]).collect()
+    let small = some(12, 1..=small).into_iter().map(|i| i * block);
+    small.chain([4096, 11008]).collect()
 }
 
 fn quantized() -> impl Iterator<Item = Dtype> {
@@ -179,7 +180,7 @@ fn unpack() {
     for table in &tables {
         for dtype in quantized() {
             let block = dtype.block().0;
-            for n in (1..=PANEL_COLS / block).map(|i| i * block) {
+            for n in some(4, (1..=PANEL_COLS / block).map(|i| i * block)) {
                 for (i, kind) in KINDS.into_iter().enumerate() {
                     let skew = (i + n / block) % 4;
                     let w = weights(dtype, n * PANEL_ROWS, kind, &mut random);
@@ -212,7 +213,7 @@ fn unpack_float() {
     let mut random = Random(3);
     for table in &tables {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
-            for n in (1..=40).chain([FLOAT_COLS]) {
+            for n in some(12, (1..=40).chain([FLOAT_COLS])) {
                 for kind in KINDS {
                     let skew = n % 4;
                     let w = skewed(&weights(dtype, n * PANEL_ROWS, kind, &mut random), skew);
@@ -286,7 +287,7 @@ fn dot() {
         .chain([(Form::Signed, -128, 127), (Form::Signed, -64, 63), (Form::Signed, -65, 63)]);
     for (form, lowest, highest) in forms {
         for table in &tables {
-            for n in (1..=6).map(|i| i * 32).chain([PANEL_COLS]) {
+            for n in some(4, (1..=6).map(|i| i * 32).chain([PANEL_COLS])) {
                 for n_tokens in (1..=9).chain([12, 23]) {
                     for edge in [None, Some(lowest), Some(highest)] {
                         let mut panel = Panel::new();
@@ -372,7 +373,7 @@ fn dot_float() {
     let (scalar, tables) = tables();
     let mut random = Random(6);
     for table in &tables {
-        for n in (0..=20).chain([FLOAT_COLS]) {
+        for n in some(6, (0..=20).chain([FLOAT_COLS])) {
             for n_tokens in (1..=13).chain([23]) {
                 for kind in [Kind::Usual, Kind::Zeros, Kind::Denormal, Kind::Largest, Kind::Bytes] {
                     let mut panel = FloatPanel::new();
@@ -446,8 +447,8 @@ fn multiply<const N: usize>(
 /// Lengths that end in the middle of a panel, in a part of one, and in several.
 fn widths(dtype: Dtype) -> Vec<usize> {
     match dtype.block().0 {
-        1 => vec![1, 7, 100, 588, 1024],
-        block => vec![block, 3 * block, PANEL_COLS + block, 2 * PANEL_COLS + 256],
+        1 => some(3, [1, 7, 100, 588, 1024]),
+        block => some(3, [block, 3 * block, PANEL_COLS + block, 2 * PANEL_COLS + 256]),
     }
 }
 

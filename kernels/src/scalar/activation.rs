@@ -70,3 +70,13 @@ pub fn gelu_erf(x: &mut [f32]) {
         *x = (v * normal_cdf(v)) as f32;
     }
 }
+
+/// `ln` of the smallest normal number, rounded up. With what follows, it makes exponentials of vectors.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) const LOWEST: f32 = -87.336_54;
+/// `ln 2` in two parts, the first with few enough bits that a product with an exponent is exact.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) const LN2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+/// `exp(r) = 1 + r + r² · Σ EXP[i] rⁱ` for `|r| <= ln2 / 2`, a Chebyshev fit to 1.2e-8.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) const EXP: [f32; 5] = [0.5, 0.166_665_76, 0.041_666_554, 0.008_363_233, 0.001_392_625];

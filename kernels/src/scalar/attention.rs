@@ -80,11 +80,11 @@ pub fn transpose(x: &[f32], stride: usize, n: usize, out: &mut [f32]) {
 }
 
 /// `2^r = 1 + r · Σ EXP2[i] rⁱ` for `|r| <= 1/2`, to 1.1e-7 of the value: a minimax fit, for the levels that have vectors.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 // The first is near ln 2, but belongs to the fit.
 #[allow(clippy::approx_constant)]
 pub(crate) const EXP2: [f32; 5] = [0.693_147, 0.240_222_42, 0.055_507_336, 0.009_671_513, 0.001_326_472_7];
 
 /// Added to a number of moderate size, it leaves the nearest whole one in the last bits of the sum.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) const TO_WHOLE: f32 = 12_582_912.0;

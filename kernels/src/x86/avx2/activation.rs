@@ -1,19 +1,13 @@
 //! Activation functions, eight elements at a time. Within 2e-6 of the true value, relatively, down to results of 1e-30.
 
 use super::{LANES, load_floats, padded, store_floats};
-use crate::scalar::activation::{TAIL, TAIL_SHAPE, TANH_CUBE, TANH_SLOPE};
+use crate::scalar::activation::{EXP, LN2, LOWEST, TAIL, TAIL_SHAPE, TANH_CUBE, TANH_SLOPE};
 use std::arch::x86_64::*;
 
 /// `exp(x)` for `x <= 0`, to 2e-7; zero where the result would not be a normal number; NaN for NaN.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 pub(super) fn exp_negative(x: __m256) -> __m256 {
-    /// `ln` of the smallest normal number, rounded up.
-    const LOWEST: f32 = -87.336_54;
-    /// `ln 2` in two parts, the first with few enough bits that a product with an exponent is exact.
-    const LN2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
-    /// `exp(r) = 1 + r + r² · Σ EXP[i] rⁱ` for `|r| <= ln2 / 2`, a Chebyshev fit to 1.2e-8.
-    const EXP: [f32; 5] = [0.5, 0.166_665_76, 0.041_666_554, 0.008_363_233, 0.001_392_625];
     let lowest = _mm256_set1_ps(LOWEST);
     // The second operand is the result where one is NaN.
     let y = _mm256_max_ps(lowest, x);
