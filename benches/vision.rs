@@ -25,7 +25,7 @@ fn main() -> mmq::Result<()> {
     let models = [Precision::F32, Precision::Int8].map(|vision| {
         let start = Instant::now();
         let mut unwatched = |_| {};
-        let prepare = Prepare::new(&cpu.team, None, &mut unwatched);
+        let prepare = Prepare::new(&cpu.team, &mut unwatched);
         let loading = Loading { prepare: Some(&prepare), vision, ..Loading::default() };
         let model = load_vision(Loader { gguf: &gguf, loading });
         println!("{vision:?}: loaded in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);

@@ -48,6 +48,11 @@ impl Error {
         Error::new(ErrorKind::Io, format!("{}: {error}", path.as_ref().display()))
     }
 
+    /// The caller stopped it.
+    pub(crate) fn stopped() -> Error {
+        Error::new(ErrorKind::Cancelled, "stopped")
+    }
+
     /// The same error with `context` and a colon in front of its message.
     pub fn context(self, context: impl fmt::Display) -> Error {
         Error { kind: self.kind, message: format!("{context}: {}", self.message) }
@@ -66,6 +71,11 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// `Cancelled` if the work that this thread does is [stopped](mmq_kernels::stopped).
+pub(crate) fn unless_stopped() -> Result<()> {
+    if mmq_kernels::stopped() { Err(Error::stopped()) } else { Ok(()) }
+}
 
 /// `Err(Error)` from a kind and a format string: `bail!(Format, "{file}: …")`.
 macro_rules! bail {

@@ -32,6 +32,8 @@ pub mod blocks;
 pub mod cli;
 pub mod convert;
 pub mod device;
+#[cfg(feature = "ffi")]
+pub mod ffi;
 pub mod gguf;
 pub mod media;
 pub mod ops;
@@ -40,6 +42,6 @@ pub mod quantize;
 pub mod tensor;
 pub mod text;
 
-pub(crate) use error::bail;
 pub use error::{Error, ErrorKind, Result};
+pub(crate) use error::{bail, unless_stopped};
 pub use mmq_kernels::Dtype;

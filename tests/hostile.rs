@@ -217,7 +217,7 @@ fn run(data: Vec<u8>) -> Result<()> {
     let options = SessionOptions { n_ctx: 256, n_ubatch: 16, ..SessionOptions::default() };
     let mut session = Session::new(&engine, &options, &Cancel::default())?;
     session.sync(&engine.prompt("Hello, wörld", &[])?, None)?;
-    let generation = Generation { n_predict: Some(2), stop: vec!["x".into()] };
+    let generation = Generation { n_predict: Some(2), stop: vec!["x".into()], ..Generation::default() };
     session.generate(&generation, &mut |_| ControlFlow::Continue(()))?;
     if engine.has_vision() {
         let rgb = (0..40 * 30 * 3).map(|i: u32| i as u8).collect();

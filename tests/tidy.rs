@@ -16,6 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("quantize", &["gguf"]),
     ("convert", &["gguf", "quantize", "text"]),
     ("pipelines", &["quantize", "architectures", "blocks", "ops", "device", "tensor", "gguf", "media", "text"]),
+    ("ffi", &["pipelines", "gguf", "media", "text"]),
     ("cli", &["pipelines", "quantize", "convert", "gguf", "media", "text", "architectures"]),
 ];
 

@@ -8,7 +8,7 @@
 
 use crate::kv::{KvType, Side, float_bytes, rotate};
 use crate::team::Disjoint;
-use crate::{Kernels, Team, kernels};
+use crate::{Kernels, Team, kernels, stopped};
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -349,7 +349,7 @@ impl Job<'_> {
         let Scratch { q, k, v, n_keys, .. } = scratch;
         let expand = rows.len() >= EXPAND_ROWS;
         let end = ((c + 1) * KEY_CHUNK).min(self.seen(rows.end - 1));
-        for start in (c * KEY_CHUNK..end).step_by(KEY_TILE) {
+        for start in (c * KEY_CHUNK..end).step_by(KEY_TILE).take_while(|_| !stopped()) {
             n_keys.clear();
             // Rows see more keys the later they are: the first ones may see none of the tile.
             let first = match self.a.causal {

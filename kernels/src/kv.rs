@@ -242,10 +242,46 @@ impl KvTiles {
 
     /// All that is stored.
     pub fn view(&self) -> Kv<'_> {
+        Kv::Tiles(self.kind, self.bytes())
+    }
+
+    /// How it is stored.
+    pub fn kind(&self) -> KvType {
+        self.kind
+    }
+
+    /// Heads, and elements of each.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.n_head, self.head_dim)
+    }
+
+    /// Bytes that `n` tokens take.
+    pub fn n_bytes(&self, n: usize) -> usize {
+        self.n_lines(n) * size_of::<Line>()
+    }
+
+    /// All that is stored, as the head of this file draws it. Places behind the last token hold anything.
+    pub fn bytes(&self) -> &[u8] {
         // SAFETY: the slice covers `64 * len` initialized bytes without padding.
-        let bytes =
-            unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), size_of_val(self.lines.as_slice())) };
-        Kv::Tiles(self.kind, bytes)
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), size_of_val(self.lines.as_slice())) }
+    }
+
+    /// Puts `n` tokens in place of what is stored, whose [`KvTiles::bytes`] `fill` writes. Where that fails nothing is
+    /// stored any more.
+    ///
+    /// # Errors
+    /// What `fill` returns.
+    pub fn restore<E>(&mut self, n: usize, fill: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
+        self.truncate(0);
+        let n_lines = self.n_lines(n);
+        self.lines.reserve_exact(n_lines);
+        self.lines.resize(n_lines, Line([0; 64]));
+        let filled = fill(line_bytes(&mut self.lines));
+        match filled {
+            Ok(()) => self.len = n,
+            Err(_) => self.lines.clear(),
+        }
+        filled
     }
 }
 

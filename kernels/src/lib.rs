@@ -7,6 +7,7 @@
 pub mod attention;
 pub mod block;
 mod cache;
+pub mod cores;
 pub mod grid;
 pub mod interleave;
 pub mod kv;
@@ -15,6 +16,7 @@ pub mod panel;
 pub mod quantize;
 pub mod round;
 pub mod scalar;
+pub mod stop;
 pub mod table;
 pub mod team;
 #[cfg(target_arch = "x86_64")]
@@ -25,5 +27,6 @@ pub use block::Dtype;
 pub use kv::{KvTiles, KvType, Side};
 pub use matmul::{Activations, Input, Layout, Norm, Product, Then, Weights, matmul};
 pub use quantize::Search;
+pub use stop::{stopped, until};
 pub use table::{Kernels, Level, kernels, levels};
-pub use team::Team;
+pub use team::{Manners, Team};

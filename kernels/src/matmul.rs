@@ -12,7 +12,7 @@
 
 use crate::panel::{Columns, FEW, FLOAT_COLS, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel, Source};
 use crate::team::Disjoint;
-use crate::{Dtype, Kernels, Team, cache, kernels};
+use crate::{Dtype, Kernels, Team, cache, kernels, stopped};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -373,7 +373,7 @@ impl<'a> Job<'a> {
     fn run(&self, k: &Kernels, x: Ready<'_>, panels: Range<usize>) {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { panel, floats, sums, up: up_sums, .. } = scratch;
-            for p in panels.clone() {
+            for p in panels.clone().take_while(|_| !stopped()) {
                 let row = p * PANEL_ROWS;
                 let next = Some(row + PANEL_ROWS).filter(|_| p + 1 < panels.end);
                 multiply(k, &self.weights, row, next, x, panel, floats, sums);

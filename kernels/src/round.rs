@@ -3,6 +3,7 @@
 use crate::block::Q8_0;
 use crate::interleave::{deinterleave, interleave};
 use crate::panel::PANEL_ROWS;
+use crate::stop::stopped;
 use crate::team::Disjoint;
 use crate::{Dtype, Layout, Level, Team, Weights, kernels};
 use half::f16;
@@ -53,7 +54,7 @@ pub fn to_q8_0(team: &Team, weights: Weights<'_>, steps: Steps, out: &mut [u8]) 
     let to = Disjoint::new(out);
     team.split(n_rows.div_ceil(PANEL_ROWS), 1, &|panels| {
         SCRATCH.with_borrow_mut(|Scratch { floats, rows, apart }| {
-            for first in panels.map(|p| p * PANEL_ROWS) {
+            for first in panels.map(|p| p * PANEL_ROWS).take_while(|_| !stopped()) {
                 let last = n_rows.min(first + PANEL_ROWS);
                 rows.clear();
                 let from = &data[first * stored..last * stored];

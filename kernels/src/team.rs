@@ -5,20 +5,24 @@
 //! nothing. Whoever is there takes the next part: a region does not wait for a thread that the system does not run, be it
 //! that there are more threads than processors or that other programs are busy.
 
+use crate::cores;
+use crate::stop::{self, Inherited, stopped};
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-/// How long a thread spins before it parks.
+/// How long a thread spins before it parks, unless the caller wants otherwise.
 const SPIN: Duration = Duration::from_micros(20);
 /// More threads than this are not started.
 const MAX_THREADS: usize = 256;
+/// How often a caller who waits for others looks whether it is stopped.
+const WAIT: Duration = Duration::from_millis(2);
 /// In [`Shared::state`]: the workers shall end.
 const STOP: u64 = u32::MAX as u64;
 
@@ -34,11 +38,69 @@ thread_local! {
 pub struct Team {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// Held by the caller whose region runs.
-    turn: Mutex<()>,
+    turn: Turn,
+
+    /// Gives way to other programs, if there.
+    giving_way: Option<GivingWay>,
+}
+
+/// How the threads of a team behave beside other programs.
+#[derive(Clone, Debug)]
+pub struct Manners {
+    /// How long a thread that waits for work spins before it parks.
+    pub spin: Duration,
+    /// The processors that threads are started on, as the system counts them; empty: where the system likes. The thread
+    /// that calls is left where it is.
+    pub cores: Vec<usize>,
+    /// Whether fewer threads work while other programs take the processors away from them.
+    pub gives_way: bool,
+}
+
+/// Callers take turns.
+#[derive(Default)]
+struct Turn {
+    /// Whether a caller's region runs.
+    taken: Mutex<bool>,
+    free: Condvar,
+}
+
+impl Turn {
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no other region runs; `false` if the caller is [`stopped`] meanwhile.
+    fn take(&self) -> bool {
+        let mut taken = self.lock();
+        while *taken {
+            if stopped() {
+                return false;
+            }
+            taken = if stop::inherited().is_watched() {
+                self.free.wait_timeout(taken, WAIT).unwrap_or_else(PoisonError::into_inner).0
+            } else {
+                self.free.wait(taken).unwrap_or_else(PoisonError::into_inner)
+            };
+        }
+        *taken = true;
+        true
+    }
+
+    fn give(&self) {
+        *self.lock() = false;
+        self.free.notify_one();
+    }
+}
+
+impl Default for Manners {
+    fn default() -> Manners {
+        Manners { spin: SPIN, cores: Vec::new(), gives_way: false }
+    }
 }
 
 struct Shared {
+    /// How long a thread spins before it parks.
+    spin: Duration,
     /// Count of regions in the upper half, parts of the newest one that nobody has taken in the lower half.
     state: AtomicU64,
     /// The newest region. Written by the caller while no part is pending.
@@ -55,6 +117,7 @@ struct Region {
     f: *const (dyn Fn(usize) + Sync),
     n_parts: usize,
     caller: Thread,
+    watch: Inherited,
 }
 
 // SAFETY: `region` is written only while no part is pending, and read only by threads that have taken a part and not
@@ -65,8 +128,8 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Shared {
-    /// Runs parts of the newest region until all are taken. A panic is kept for the caller; parts that are taken after it
-    /// are not run.
+    /// Runs parts of the newest region until all are taken. A panic is kept for the caller; parts that are taken after it,
+    /// or after the caller was stopped, are not run.
     fn work(&self) {
         let mut state = self.state.load(Ordering::Acquire);
         while state & STOP != 0 && state & STOP != STOP {
@@ -79,9 +142,10 @@ impl Shared {
             // SAFETY: this thread has taken a part that it has not finished.
             let region = unsafe { (*self.region.get()).as_ref() }.expect("a region was written before its parts");
             let caller = region.caller.clone();
+            let watch = region.watch;
             let part = region.n_parts - (state & STOP) as usize;
             // SAFETY: the caller keeps the closure alive until `pending` is zero.
-            self.run_part(unsafe { &*region.f }, part);
+            self.run_part(unsafe { &*region.f }, part, watch);
             if self.pending.fetch_sub(1, Ordering::AcqRel) == 1 && caller.id() != thread::current().id() {
                 caller.unpark();
             }
@@ -89,12 +153,17 @@ impl Shared {
         }
     }
 
-    fn run_part(&self, f: &(dyn Fn(usize) + Sync), part: usize) {
+    fn run_part(&self, f: &(dyn Fn(usize) + Sync), part: usize, watch: Inherited) {
         if self.panicked.load(Ordering::Relaxed) {
             return;
         }
         let outer = INSIDE.replace(true);
-        let result = catch_unwind(AssertUnwindSafe(|| f(part)));
+        let run = || {
+            if !stopped() {
+                f(part);
+            }
+        };
+        let result = catch_unwind(AssertUnwindSafe(|| watch.during(run)));
         INSIDE.set(outer);
         if let Err(payload) = result {
             self.panicked.store(true, Ordering::Relaxed);
@@ -110,7 +179,7 @@ impl Shared {
     /// The life of a worker.
     fn serve(&self) {
         loop {
-            wait(|| self.state.load(Ordering::Acquire) & STOP != 0);
+            wait(self.spin, || self.state.load(Ordering::Acquire) & STOP != 0);
             if self.state.load(Ordering::Acquire) & STOP == STOP {
                 return;
             }
@@ -120,7 +189,7 @@ impl Shared {
 }
 
 /// Spins for a while, then parks, until `ready`. Whoever makes it ready unparks this thread.
-fn wait(ready: impl Fn() -> bool) {
+fn wait(spin: Duration, ready: impl Fn() -> bool) {
     let mut start = None;
     loop {
         for _ in 0..64 {
@@ -129,7 +198,7 @@ fn wait(ready: impl Fn() -> bool) {
             }
             std::hint::spin_loop();
         }
-        if start.get_or_insert_with(Instant::now).elapsed() > SPIN {
+        if start.get_or_insert_with(Instant::now).elapsed() >= spin {
             while !ready() {
                 thread::park();
             }
@@ -142,7 +211,13 @@ impl Team {
     /// A team of `n_threads`, the caller included: at least one, and fewer than asked for where the system refuses to
     /// start more.
     pub fn new(n_threads: usize) -> Team {
+        Team::with(n_threads, &Manners::default())
+    }
+
+    /// [`Team::new`] with threads that behave as `manners` says.
+    pub fn with(n_threads: usize, manners: &Manners) -> Team {
         let shared = Arc::new(Shared {
+            spin: manners.spin,
             state: AtomicU64::new(0),
             region: UnsafeCell::new(None),
             pending: AtomicUsize::new(0),
@@ -150,10 +225,16 @@ impl Team {
             panic: Mutex::new(None),
         });
         let workers = (1..n_threads.min(MAX_THREADS)).map_while(|index| {
-            let shared = Arc::clone(&shared);
-            thread::Builder::new().name(format!("mmq-{index}")).spawn(move || shared.serve()).ok()
+            let (shared, cores) = (Arc::clone(&shared), manners.cores.clone());
+            let serve = move || {
+                cores::stay_on(&cores);
+                shared.serve();
+            };
+            thread::Builder::new().name(format!("mmq-{index}")).spawn(serve).ok()
         });
-        Team { workers: workers.collect(), shared, turn: Mutex::new(()) }
+        let workers: Vec<_> = workers.collect();
+        let giving_way = manners.gives_way.then(|| GivingWay::new(workers.len() + 1));
+        Team { workers, shared, turn: Turn::default(), giving_way }
     }
 
     /// How many threads take part.
@@ -163,23 +244,28 @@ impl Team {
 
     /// Runs `f(part)` once for every part in `0..n_parts` and returns when all are done. A single part runs on the caller.
     /// A part must not wait for another thread that uses the same team: the team is taken until the region ends.
+    /// Once the caller is [`stopped`], parts that no thread has taken are not run.
     ///
     /// # Panics
     /// If a part panics: with its payload, once every thread has stopped. Parts that no thread has taken by then are not
     /// run. The team stays usable.
     pub fn run(&self, n_parts: usize, f: &(dyn Fn(usize) + Sync)) {
-        let n_threads = self.n_threads().min(n_parts);
+        let n_threads = self.giving_way.as_ref().map_or(self.n_threads(), GivingWay::n_threads).min(n_parts);
         if n_threads <= 1 || INSIDE.get() {
-            return (0..n_parts).for_each(f);
+            return (0..n_parts).take_while(|_| !stopped()).for_each(f);
         }
         assert!(n_parts < STOP as usize, "{n_parts} parts");
-        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.turn.take() {
+            return;
+        }
         let shared = &*self.shared;
         // SAFETY: only the lifetime is erased; this function returns after the last part is finished.
         let f: *const (dyn Fn(usize) + Sync) =
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(f) };
         // SAFETY: this thread holds the turn and the region before has ended, so no worker reads.
-        unsafe { *shared.region.get() = Some(Region { f, n_parts, caller: thread::current() }) };
+        unsafe {
+            *shared.region.get() = Some(Region { f, n_parts, caller: thread::current(), watch: stop::inherited() })
+        };
         shared.panicked.store(false, Ordering::Relaxed);
         shared.pending.store(n_parts, Ordering::Relaxed);
         let count = (shared.state.load(Ordering::Relaxed) >> 32).wrapping_add(1);
@@ -188,9 +274,9 @@ impl Team {
             worker.thread().unpark();
         }
         shared.work();
-        wait(|| shared.pending.load(Ordering::Acquire) == 0);
+        wait(shared.spin, || shared.pending.load(Ordering::Acquire) == 0);
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(turn);
+        self.turn.give();
         if let Some(payload) = panic {
             resume_unwind(payload);
         }
@@ -216,11 +302,56 @@ impl Team {
         let n = data.len();
         let data = Disjoint::new(data);
         self.split(n.div_ceil(len), 1, &|rows| {
-            for row in rows {
+            for row in rows.take_while(|_| !stopped()) {
                 // SAFETY: rows do not overlap, and `split` gives each to one part.
                 f(row, unsafe { data.get(row * len..((row + 1) * len).min(n)) });
             }
         });
+    }
+}
+
+/// How many threads work, which follows from how often the system took a processor away from this process.
+struct GivingWay {
+    most: usize,
+    now: AtomicUsize,
+    since: Mutex<(Instant, u64)>,
+}
+
+impl GivingWay {
+    /// Between two looks.
+    const PERIOD: Duration = Duration::from_millis(100);
+    /// Interruptions of a thread in a second that show that another wants its processor: schedulers change threads of like
+    /// weight each few milliseconds, and idle systems hardly ever interrupt one.
+    const CROWDED: f64 = 60.0;
+    /// So few that one more thread may be tried.
+    const QUIET: f64 = 5.0;
+
+    fn new(most: usize) -> GivingWay {
+        GivingWay { most, now: AtomicUsize::new(most), since: Mutex::new((Instant::now(), cores::interruptions())) }
+    }
+
+    fn n_threads(&self) -> usize {
+        // Whoever looks already will tell the others.
+        if let Ok(mut since) = self.since.try_lock() {
+            let elapsed = since.0.elapsed();
+            if elapsed >= GivingWay::PERIOD {
+                let count = cores::interruptions();
+                let rate = count.saturating_sub(since.1) as f64 / elapsed.as_secs_f64();
+                self.now.store(self.after(rate), Ordering::Relaxed);
+                *since = (Instant::now(), count);
+            }
+        }
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// Threads after a period with so many interruptions of the process in a second.
+    fn after(&self, rate: f64) -> usize {
+        let now = self.now.load(Ordering::Relaxed);
+        match rate / now as f64 {
+            each if each > GivingWay::CROWDED => (now - 1).max(1),
+            each if each < GivingWay::QUIET => (now + 1).min(self.most),
+            _ => now,
+        }
     }
 }
 
@@ -307,6 +438,21 @@ mod tests {
                     thread::sleep(Duration::from_millis(2));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn fewer_threads_work_while_others_want_the_processors() {
+        let way = GivingWay::new(4);
+        let steps =
+            [(1000.0, 3), (1000.0, 2), (1000.0, 1), (1000.0, 1), (30.0, 1), (0.0, 2), (0.0, 3), (0.0, 4), (0.0, 4)];
+        for (rate, n) in steps {
+            way.now.store(way.after(rate), Ordering::Relaxed);
+            assert_eq!(way.now.load(Ordering::Relaxed), n, "{rate} interruptions a second");
+        }
+        let team = Team::with(3, &Manners { spin: Duration::ZERO, gives_way: true, ..Manners::default() });
+        for n_parts in [1, 2, 3, 40] {
+            assert_once(&team, n_parts);
         }
     }
 

@@ -25,8 +25,8 @@ use crate::blocks::mmproj;
 use crate::blocks::projector::Mlp;
 use crate::blocks::vit::{self, Vit};
 use crate::gguf::Gguf;
+use crate::media::Image;
 use crate::media::preprocess::{self, Fit, Preprocess};
-use crate::media::{Crops, Image};
 use crate::ops::Cx;
 use crate::tensor::Loader;
 use crate::{Result, bail};
@@ -67,19 +67,19 @@ impl Llava {
         Ok(Llava { preprocess, vit: Vit::load(loader, shape)?, projector, image_newline })
     }
 
-    /// The order of the features of a picture's crops: the overview, then the grid of tiles without its padding, each row of
+    /// The order of the features of the crops of a picture that is `original` wide and high and `tiled` so: the overview, then the grid of tiles without its padding, each row of
     /// it ended by a newline.
-    fn layout(&self, crops: &Crops) -> Layout {
+    fn layout(&self, original: (usize, usize), tiled: Option<(usize, usize)>) -> Layout {
         let (side, n_patch) = (self.vit.shape().n_side(), self.vit.shape().n_patch());
         let crop = |i: usize, n_newline| {
             let features = (i * n_patch..(i + 1) * n_patch).collect();
             Grid { rows: side, cols: side, n_newline, features }
         };
         if self.image_newline.is_none() {
-            return Layout { grids: (0..crops.n_crops).map(|i| crop(i, 0)).collect() };
+            return Layout { grids: (0..n_crops(tiled)).map(|i| crop(i, 0)).collect() };
         }
-        let Some((cols_of_tiles, rows_of_tiles)) = crops.grid else { return Layout { grids: vec![crop(0, 1)] } };
-        let (rows, cols) = preprocess::unpad(crops.original, rows_of_tiles * side, cols_of_tiles * side);
+        let Some((cols_of_tiles, rows_of_tiles)) = tiled else { return Layout { grids: vec![crop(0, 1)] } };
+        let (rows, cols) = preprocess::unpad(original, rows_of_tiles * side, cols_of_tiles * side);
         let feature = |row: usize, col: usize| {
             let crop = 1 + row / side * cols_of_tiles + col / side;
             crop * n_patch + row % side * side + col % side
@@ -127,10 +127,38 @@ impl VisionModel for Llava {
         self.preprocess = preprocess;
     }
 
+    fn n_tokens(&self, size: (usize, usize), tokens: Option<ImageTokens>) -> usize {
+        let tiled = self.preprocess.grid(size);
+        let layout = self.layout(size, tiled);
+        match tokens.filter(|tokens| tokens.n.get() < layout.len()) {
+            None => layout.len(),
+            Some(ImageTokens { n, by: Reduction::Downsample }) => {
+                let features = vec![0.0; n_crops(tiled) * self.vit.shape().n_patch()];
+                layout.downsample(&features, 1, n.get()).1.len()
+            }
+            Some(ImageTokens { n, .. }) => n.get(),
+        }
+    }
+
+    fn max_rows(&self, tokens: Option<ImageTokens>) -> usize {
+        let (n_crops, n_side) = (self.preprocess.max_crops(), self.vit.shape().n_side());
+        // At most as many newlines as the tiles have rows, and the overview's.
+        let n_newline = if self.image_newline.is_some() { n_crops * n_side + 1 } else { 0 };
+        let n_all = n_crops * self.vit.shape().n_patch() + n_newline;
+        tokens.map_or(n_all, |tokens| tokens.n.get().min(n_all))
+    }
+
+    fn scratch(&self) -> usize {
+        let n_rows = self.preprocess.max_crops() * self.vit.shape().n_patch();
+        let projected = 4 * n_rows * (2 * self.projector.max_width());
+        // The stream is gone when the features are projected.
+        self.vit.shape().scratch(self.preprocess.max_crops()).max(projected + 4 * n_rows * self.vit.shape().n_feature())
+    }
+
     fn encode(&self, cx: &mut Cx<'_>, image: &Image, tokens: Option<ImageTokens>, name: &str) -> Result<ImageRows> {
         let crops = self.preprocess.run(image);
         cx.trace(|| format!("v.pixels{name}"), &crops.pixels);
-        let layout = self.layout(&crops);
+        let layout = self.layout(crops.original, crops.grid);
         let tokens = tokens.filter(|tokens| tokens.n.get() < layout.len());
 
         let mut saliency = Vec::new();
@@ -152,6 +180,11 @@ impl VisionModel for Llava {
         cx.trace(|| format!("image{name}"), &rows);
         Ok(ImageRows { rows, n_all: layout.len() })
     }
+}
+
+/// The crops of a picture: the overview and its tiles.
+fn n_crops(tiled: Option<(usize, usize)>) -> usize {
+    1 + tiled.map_or(0, |(cols, rows)| cols * rows)
 }
 
 /// How pictures are fitted: `clip.vision.image_grid_pinpoints`, `image_aspect_ratio`, or what LLaVA's versions did.

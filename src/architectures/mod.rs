@@ -12,7 +12,7 @@ use crate::gguf::Gguf;
 use crate::media::Image;
 use crate::media::preprocess::Preprocess;
 use crate::ops::Cx;
-use crate::tensor::{Loader, Loading};
+use crate::tensor::{Loader, Loading, Noted};
 use crate::{Result, bail};
 use std::cell::RefCell;
 
@@ -63,6 +63,8 @@ pub trait TextModel: Send + Sync {
     /// # Errors
     /// Heads that cannot be stored as the types want.
     fn new_cache(&self, n_ctx: usize, types: KvTypes) -> Result<KvCache>;
+    /// Bytes of the buffers of a pass of `n_tokens` ([`TextModel::forward`]), logits left out: what the memory planner counts.
+    fn scratch(&self, n_tokens: usize) -> usize;
     /// Tells that the positions from 0 on will be a prompt of `n`, of which the cache may hold the first. A cache that is not
     /// good for that many is emptied.
     fn expect(&self, cache: &mut KvCache, n: usize);
@@ -112,6 +114,10 @@ impl TextModel for Text {
         KvCache::new(c.n_layer, s.n_head_kv, s.head_dim, n_ctx, types)
     }
 
+    fn scratch(&self, n_tokens: usize) -> usize {
+        self.decoder.config().layer.scratch(n_tokens)
+    }
+
     fn expect(&self, cache: &mut KvCache, n: usize) {
         self.decoder.expect(cache, n);
     }
@@ -148,6 +154,16 @@ pub trait VisionModel: Send + Sync {
     fn preprocess(&self) -> &Preprocess;
     /// Overrides how pictures are fitted, for comparison with other programs.
     fn set_preprocess(&mut self, preprocess: Preprocess);
+    /// How many rows stand for a picture of `size` (width, height): as many as [`VisionModel::encode`] makes of it. Unless a
+    /// model says otherwise, pictures of all sizes become as many.
+    fn n_tokens(&self, size: (usize, usize), tokens: Option<ImageTokens>) -> usize {
+        let _ = size;
+        self.max_rows(tokens)
+    }
+    /// Most rows that a picture becomes: with [`TextModel::scratch`]'s counterpart, what the memory planner counts.
+    fn max_rows(&self, tokens: Option<ImageTokens>) -> usize;
+    /// Bytes of the buffers of [`VisionModel::encode`] for the picture that takes most, its rows left out.
+    fn scratch(&self) -> usize;
     /// Encodes a picture to the rows that stand for it in the prompt, at most as many as `tokens` says. `name` is appended
     /// to the names of traced activations.
     fn encode(&self, cx: &mut Cx<'_>, image: &Image, tokens: Option<ImageTokens>, name: &str) -> Result<ImageRows>;
@@ -204,13 +220,41 @@ pub fn check(gguf: &Gguf) -> Result<String> {
 /// # Errors
 /// A file with no model that mmq runs, or with a broken one.
 pub fn matrices(gguf: &Gguf) -> Result<Vec<String>> {
-    let names = RefCell::new(Vec::new());
-    let loading = Loading { noted: Some(&names), ..Loading::default() };
+    let noted = RefCell::new(Noted::default());
+    let loading = Loading { noted: Some(&noted), ..Loading::default() };
     let parts = of(gguf).map(|arch| (arch.load)(Loader { gguf, loading })).collect::<Result<Vec<_>>>()?;
     if parts.is_empty() {
         return refuse(gguf, "model that mmq knows");
     }
-    Ok(names.into_inner())
+    Ok(noted.into_inner().matrices)
+}
+
+/// A part of a system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The decoder of text.
+    Text,
+    /// The vision encoder with its projector.
+    Vision,
+}
+
+/// The names of the tensors that one part of a file asks for, by what becomes of them.
+///
+/// # Errors
+/// A file without that part, or with a broken one.
+pub fn tensors(gguf: &Gguf, part: Part) -> Result<Noted> {
+    for arch in of(gguf) {
+        let noted = RefCell::new(Noted::default());
+        let loading = Loading { noted: Some(&noted), ..Loading::default() };
+        let is_it = match (arch.load)(Loader { gguf, loading })? {
+            Model::Text(_) => part == Part::Text,
+            Model::Vision(_) => part == Part::Vision,
+        };
+        if is_it {
+            return Ok(noted.into_inner());
+        }
+    }
+    refuse(gguf, if part == Part::Text { "text model" } else { "vision encoder (mmproj)" })
 }
 
 fn refuse<T>(gguf: &Gguf, wanted: &str) -> Result<T> {

@@ -100,6 +100,15 @@ impl VisionModel for QwenVl {
         self.preprocess = preprocess;
     }
 
+    fn max_rows(&self, _tokens: Option<ImageTokens>) -> usize {
+        self.resampler.shape().n_query
+    }
+
+    fn scratch(&self) -> usize {
+        let features = 4 * self.vit.shape().n_patch() * self.vit.shape().n_feature();
+        self.vit.shape().scratch(1).max(features + self.resampler.shape().scratch())
+    }
+
     fn encode(&self, cx: &mut Cx<'_>, image: &Image, tokens: Option<ImageTokens>, name: &str) -> Result<ImageRows> {
         let n_all = self.resampler.shape().n_query;
         if let Some(n) = tokens.map(|tokens| tokens.n.get()).filter(|n| *n < n_all) {

@@ -152,10 +152,16 @@ impl Decoder {
                 cache.truncate(n_past);
                 return Err(stopped);
             }
+            if let Some(n_resident) = cx.n_resident {
+                self.read_ahead(il, n_resident);
+            }
             // Who collects wants to see every token, also in the last layer.
             let all = il + 1 < self.layers.len() || cx.collector.is_some();
             let n_out = if all { n_tokens } else { n_logits };
             layer.forward(cx, s, il, &angles, cache, x, n_out, &mut scratch);
+            if cx.n_resident.is_some_and(|n_resident| il >= n_resident) {
+                layer.matrices().for_each(Weight::give_back);
+            }
         }
         cache.advance(n_tokens);
         if n_logits == 0 {
@@ -169,6 +175,15 @@ impl Decoder {
         ops::linear(cx, &norm, Norm::None, [(&self.output, &mut *logits)]);
         cx.trace(|| "logits".into(), logits);
         Ok(())
+    }
+
+    /// Where layers from `n_resident` on stream through memory: tells the system, before layer `il` is at work, to read the
+    /// next that streams. Behind the last comes the first of them again, for the next pass.
+    fn read_ahead(&self, il: usize, n_resident: usize) {
+        let next = if il + 1 < self.layers.len() { il + 1 } else { n_resident };
+        if let Some(layer) = self.layers.get(next).filter(|_| next >= n_resident) {
+            layer.matrices().for_each(Weight::read_ahead);
+        }
     }
 }
 
@@ -187,6 +202,17 @@ pub struct Shape {
     pub n_ff: usize,
     /// Epsilon of the norms.
     pub eps: f32,
+}
+
+impl Shape {
+    /// Bytes of the buffers that a pass of `n_tokens` through layers of this shape takes: embeddings, queries, keys, values,
+    /// what attention and the gated unit give, and the inputs of products in 8 bits.
+    pub fn scratch(&self, n_tokens: usize) -> usize {
+        let (q, kv) = (self.n_head * self.head_dim, self.n_head_kv * self.head_dim);
+        let floats = self.n_embd + 2 * q + 2 * kv + self.n_ff + self.head_dim;
+        let widest = self.n_ff.max(self.n_embd).max(q);
+        n_tokens * (4 * floats + ops::rounded_bytes(widest))
+    }
 }
 
 /// A layer's weights.
@@ -252,6 +278,12 @@ impl DecoderLayer {
             ffn_up: linear("ffn_up", s.n_ff, s.n_embd)?,
             ffn_down: linear("ffn_down", s.n_embd, s.n_ff)?,
         })
+    }
+
+    /// Its matrices.
+    pub fn matrices(&self) -> impl Iterator<Item = &Weight> {
+        let attn = [&self.attn_q, &self.attn_k, &self.attn_v, &self.attn_output];
+        attn.into_iter().chain([&self.ffn_gate, &self.ffn_up, &self.ffn_down]).map(|linear| &linear.weight)
     }
 
     /// Takes the residual stream `x: [n_tokens, n_embd]` through layer `il`; the new tokens' keys and values are added to

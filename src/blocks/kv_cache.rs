@@ -1,6 +1,7 @@
 //! Keys and values of the tokens so far, one pair of stores for each layer.
 
 use crate::{Result, bail};
+use mmq_kernels::attention::KEY_TILE;
 use mmq_kernels::{Kv, KvTiles, Side, kernels};
 
 pub use mmq_kernels::KvType;
@@ -93,6 +94,46 @@ impl KvCache {
     pub fn layer(&self, layer: usize) -> (Kv<'_>, Kv<'_>) {
         let (k, v) = &self.layers[layer];
         (k.view(), v.view())
+    }
+
+    /// How it is stored: layers, heads, elements of a head, types.
+    pub fn shape(&self) -> (usize, usize, usize, KvTypes) {
+        let (k, v) = self.layers.first().expect("a model has layers");
+        let (n_head, head_dim) = k.shape();
+        (self.layers.len(), n_head, head_dim, KvTypes { k: k.kind(), v: v.kind() })
+    }
+
+    /// Bytes that `n` tokens take; `None` if no memory could hold them.
+    pub fn n_bytes(&self, n: usize) -> Option<usize> {
+        let (k, v) = self.layers.first().expect("a model has layers");
+        let tile = k.n_bytes(KEY_TILE) + v.n_bytes(KEY_TILE);
+        n.div_ceil(KEY_TILE).checked_mul(tile)?.checked_mul(self.layers.len())
+    }
+
+    /// Passes everything that is stored to `put`: [`KvCache::n_bytes`] of its length, in pieces.
+    ///
+    /// # Errors
+    /// What `put` returns.
+    pub fn write(&self, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.layers.iter().try_for_each(|(k, v)| put(k.bytes()).and_then(|()| put(v.bytes())))
+    }
+
+    /// Puts `n` tokens in place of what is stored, of which `take` yields the pieces that [`KvCache::write`] has put. Where
+    /// that fails the cache is empty.
+    ///
+    /// # Errors
+    /// What `take` returns.
+    pub fn read(&mut self, n: usize, take: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Result<()> {
+        assert!(n <= self.n_ctx, "the caller checks that the context has room");
+        for (k, v) in &mut self.layers {
+            let read = k.restore(n, &mut *take).and_then(|()| v.restore(n, &mut *take));
+            if let Err(error) = read {
+                self.truncate(0);
+                return Err(error);
+            }
+        }
+        self.len = n;
+        Ok(())
     }
 
     /// Counts `n` tokens in, after every layer has pushed theirs.

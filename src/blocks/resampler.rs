@@ -27,6 +27,14 @@ pub struct Shape {
     pub eps: f32,
 }
 
+impl Shape {
+    /// Bytes of the buffers that a picture takes: patches, keys, values, what attention gives, the inputs of products in 8 bits.
+    pub fn scratch(&self) -> usize {
+        4 * self.n_embd * (3 * self.n_patch + 2 * self.n_query)
+            + self.n_patch * ops::rounded_bytes(self.n_embd.max(self.n_in))
+    }
+}
+
 /// A resampler's weights.
 pub struct Resampler {
     shape: Shape,

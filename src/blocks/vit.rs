@@ -49,6 +49,16 @@ impl Shape {
         self.n_ff.max(self.n_feature()).max(3 * self.patch_size * self.patch_size)
     }
 
+    /// Bytes of the buffers that `n_crops` crops take on their way through the encoder: pixels, the residual stream, features,
+    /// queries, keys, values, what attention and the feed-forward layer give, and the inputs of products in 8 bits.
+    pub fn scratch(&self, n_crops: usize) -> usize {
+        let (n_rows, pixels) = (n_crops * (1 + self.n_patch()), n_crops * 3 * self.image_size * self.image_size);
+        let floats = 6 * self.n_embd + self.n_feature() + self.n_ff;
+        4 * pixels
+            + n_rows * (4 * floats + ops::rounded_bytes(self.n_ff.max(self.n_embd)))
+            + 4 * self.n_embd * (1 + self.n_patch())
+    }
+
     /// Width of a feature.
     pub fn n_feature(&self) -> usize {
         self.n_embd * self.feature_layers.len()

@@ -8,7 +8,7 @@ use super::run::{kv_type, load_mode, report::Progress};
 use super::{catch_ctrl_c, say};
 use crate::media::{self, DecodeOptions};
 use crate::pipelines::{
-    Cancel, Engine, EngineOptions, KvType, LoadMode, Precision, Session, SessionOptions, find_mmproj,
+    Cancel, Engine, EngineOptions, ImageCacheOptions, KvType, LoadMode, Precision, Session, SessionOptions, find_mmproj,
 };
 use crate::text::SamplerParams;
 use crate::text::template::{IMAGE_MARKER, Message, Role};
@@ -235,6 +235,8 @@ fn load(args: &Args, model: Option<&Path>, n_threads: usize) -> Result<Engine> {
         load_mode: args.load_mode.0,
         vision_precision: args.vision_precision,
         image_tokens: args.image_tokens.get(),
+        // A picture that was kept would cost nothing.
+        image_cache: ImageCacheOptions { n_bytes: 0, ..ImageCacheOptions::default() },
         ..EngineOptions::default()
     };
     let Some(model) = model else { return Engine::built_in(&options) };
@@ -262,6 +264,7 @@ impl Bench<'_> {
             cache_type_k: self.setting.type_k,
             cache_type_v: self.setting.type_v,
             sampler: SamplerParams { temp: 0.0, ..SamplerParams::default() },
+            ..SessionOptions::default()
         };
         Session::new(self.engine, &options, self.cancel)
     }

@@ -2,12 +2,14 @@
 
 mod arguments;
 mod bench;
+mod boxes;
 mod convert;
 mod image_tokens;
 mod imatrix;
 mod inspect;
 mod pack;
 mod perplexity;
+mod plan;
 mod quantize;
 mod reading;
 mod rows;
@@ -37,7 +39,9 @@ struct Cli {
 enum Command {
     Run(Box<run::Args>),
     Bench(Box<bench::Args>),
+    Boxes(boxes::Args),
     Perplexity(Box<perplexity::Args>),
+    Plan(Box<plan::Args>),
     Convert(convert::Args),
     Imatrix(Box<imatrix::Args>),
     Inspect(inspect::Args),
@@ -78,6 +82,7 @@ fn spell_out(command: &clap::Command, arguments: Vec<OsString>) -> Result<argume
         "bench" => arguments::BENCH,
         "perplexity" => arguments::PERPLEXITY,
         "imatrix" => arguments::IMATRIX,
+        "plan" => arguments::RUN,
         _ => return Ok(arguments::Spelled { arguments, notes: Vec::new() }),
     };
     let subcommand = command.find_subcommand(first).expect("it is a subcommand");
@@ -108,7 +113,9 @@ fn start(matches: &ArgMatches, notes: Vec<String>) -> Result<()> {
     match cli.command {
         Command::Run(args) => run::run(&args, &notes),
         Command::Bench(args) => bench::run(&args, &notes),
+        Command::Boxes(args) => boxes::run(&args),
         Command::Perplexity(args) => perplexity::run(&args, &notes),
+        Command::Plan(args) => plan::run(&args, &notes),
         Command::Convert(args) => convert::run(&args),
         Command::Imatrix(args) => imatrix::run(&args, &notes),
         Command::Inspect(args) => inspect::run(&args),

@@ -1,15 +1,20 @@
 //! `mmq run`: a prompt and pictures in, an answer out.
 
+mod keep;
 pub(super) mod report;
 mod sampling;
 
 use super::arguments::unescape;
+use super::boxes::{self, BoxesArgs};
 use super::image_tokens::ImageTokensArgs;
+use super::plan::{MemoryArgs, flags};
 use super::{catch_ctrl_c, n_threads, printable, printed, read_text, say};
+use crate::gguf::Gguf;
 use crate::media::{self, DecodeOptions, Filter};
+use crate::pipelines::plan::{self, Plan, Planner, Wish};
 use crate::pipelines::{
-    Cancel, Engine, EngineOptions, Finish, Generation, KvType, LoadMode, Precision, Session, SessionOptions,
-    find_mmproj,
+    Cancel, Conversation, Engine, EngineOptions, Finish, Generation, KvType, LoadMode, Power, Precision, Session,
+    SessionOptions, find_mmproj,
 };
 use crate::text::template::{IMAGE_MARKER, Message, Role};
 use crate::{Error, ErrorKind, Result, bail};
@@ -73,9 +78,9 @@ pub struct Args {
     #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)), help_heading = "Memory and speed")]
     batch_size: u32,
 
-    /// Most tokens that go through the model at once [-ub]
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)), help_heading = "Memory and speed")]
-    ubatch_size: u32,
+    /// Most tokens that go through the model at once [-ub] [default: 512]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)), help_heading = "Memory and speed")]
+    ubatch_size: Option<u32>,
 
     /// Threads; -1: the physical cores worth using
     #[arg(short, long, value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..=1024), help_heading = "Memory and speed")]
@@ -85,14 +90,20 @@ pub struct Args {
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = load_mode, help_heading = "Memory and speed")]
     load_mode: (LoadMode, bool),
 
-    /// Type of the stored keys, f16 or f32 [-ctk]
-    /// Type of the stored keys: f16, f32, q8_0 or q4_0 [-ctk]
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type, help_heading = "Memory and speed")]
-    cache_type_k: KvType,
+    /// Type of the stored keys: f16, f32, q8_0 or q4_0 [-ctk] [default: f16]
+    #[arg(long, value_name = "TYPE", value_parser = kv_type, help_heading = "Memory and speed")]
+    cache_type_k: Option<KvType>,
 
-    /// Type of the stored values: f16, f32, q8_0 or q4_0 [-ctv]
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type, help_heading = "Memory and speed")]
-    cache_type_v: KvType,
+    /// Type of the stored values: f16, f32, q8_0 or q4_0 [-ctv] [default: f16]
+    #[arg(long, value_name = "TYPE", value_parser = kv_type, help_heading = "Memory and speed")]
+    cache_type_v: Option<KvType>,
+
+    #[command(flatten, next_help_heading = "Memory and speed")]
+    memory: MemoryArgs,
+
+    /// What matters more: low (few threads, which park at once and give way), balanced (they give way to other programs) or fast
+    #[arg(long, value_name = "HOW", default_value = "fast", help_heading = "Memory and speed")]
+    power: Power,
 
     /// Chat template: the name of a built-in one, or Jinja text
     #[arg(long, value_name = "NAME", help_heading = "Prompt")]
@@ -105,6 +116,10 @@ pub struct Args {
     /// Take the prompt as it is, without a chat template [-no-cnv]
     #[arg(long, help_heading = "Prompt")]
     no_conversation: bool,
+
+    /// Text that the answer has to begin with
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Answer")]
+    begin_answer: Option<String>,
 
     /// Text that ends the answer; may be repeated
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Answer")]
@@ -132,6 +147,12 @@ pub struct Args {
     /// Colour under transparent pixels: white, black, grey or #rrggbb
     #[arg(long, value_name = "COLOUR", default_value = "white", value_parser = media::decode::parse_color, help_heading = "Pictures")]
     background: [u8; 3],
+
+    #[command(flatten, next_help_heading = "Memory and speed")]
+    keep: keep::KeepArgs,
+
+    #[command(flatten, next_help_heading = "Boxes")]
+    boxes: BoxesArgs,
 
     #[command(flatten)]
     sampling: sampling::SamplingArgs,
@@ -226,30 +247,56 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     if args.load_mode.1 {
         note("memory is not locked");
     }
-    let options = SessionOptions {
-        n_ctx: args.ctx_size as usize,
-        n_ubatch: args.ubatch_size.min(args.batch_size) as usize,
-        cache_type_k: args.cache_type_k,
-        cache_type_v: args.cache_type_v,
-        sampler: args.sampling.params()?,
-    };
     let sources = image_sources(&args.image)?;
-    let prompt_text = prompt_text(args)?;
+    let targets = args.boxes.targets(sources.len())?;
+    let begin_answer =
+        args.begin_answer.as_ref().map(|text| if args.no_escape { text.clone() } else { unescape(text) });
+    if args.json && targets.iter().any(|target| target.is_stdout()) {
+        bail!(
+            Usage,
+            "--json has the boxes in it, and standard output holds one file only: leave --boxes - or --find out"
+        );
+    }
+    let prompt_text = match args.boxes.find.is_some() && args.prompt.is_none() && args.file.is_none() {
+        true => None,
+        false => Some(prompt_text(args)?),
+    };
     let system = system_prompt(args)?;
 
     let start = Instant::now();
-    let engine = Arc::new(load(args, &cancel, &progress, &note)?);
+    let files = files(args, &note)?;
+    let plan = plan(args, files.as_ref(), sources.len(), &note)?;
+    let sampler = args.sampling.params()?;
+    let n_ubatch = args.ubatch_size.unwrap_or(512).min(args.batch_size) as usize;
+    let options = SessionOptions {
+        n_ctx: plan.as_ref().map_or(args.ctx_size as usize, |plan| plan.n_ctx),
+        n_ubatch: plan.as_ref().map_or(n_ubatch, |plan| plan.n_ubatch),
+        cache_type_k: plan.as_ref().map_or(args.cache_type_k.unwrap_or_default(), |plan| plan.type_k),
+        cache_type_v: plan.as_ref().map_or(args.cache_type_v.unwrap_or_default(), |plan| plan.type_v),
+        sampler,
+        overflow: args.keep.overflow(),
+    };
+    let engine = Arc::new(load(args, files, plan.as_ref(), &cancel, &progress, &note)?);
     report.load = start.elapsed();
     progress.finish();
     if options.n_ctx > engine.n_ctx_train() {
         note(&format!("the model was trained with {} tokens of context, -c asks for more", engine.n_ctx_train()));
     }
 
+    let dialect = args.boxes.dialect(&engine)?;
+    let template = engine.template().name();
+    let chat = !args.no_conversation && template != "plain" && !template.ends_with("_base");
+    let (question, begun) = args.boxes.question(chat, dialect, prompt_text);
+    let begun = begin_answer.unwrap_or(begun);
+
     let mut session = Session::new(&engine, &options, &cancel)?;
+    args.keep.restore(&mut session, &options.sampler)?;
 
     let started = Instant::now();
     let decode = DecodeOptions { background: args.background, ..DecodeOptions::default() };
     let mut images = Vec::new();
+    // Answers point at the last picture.
+    let mut shown = None;
     for source in sources {
         let start = Instant::now();
         let image = media::load(&source, &decode)?;
@@ -262,52 +309,70 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         report.n_image += encoded.n_tokens();
         report.n_image_all += encoded.n_tokens_all();
         images.push(encoded);
+        shown = targets.iter().any(|target| target.wants_picture()).then_some(image);
     }
     progress.finish();
+    keep::notes(&engine).iter().for_each(|text| note(text));
 
-    let user = place_images(&prompt_text, images.len())?;
-    let prompt = if args.no_conversation {
-        engine.prompt(&(system.unwrap_or_default() + &user), &images)?
-    } else {
-        let mut messages = Vec::new();
-        messages.extend(system.map(|content| Message { role: Role::System, content }));
-        messages.push(Message { role: Role::User, content: user });
-        engine.chat_prompt(&messages, &images)?
-    };
-    drop(images);
-
+    let user = place_images(&question, images.len())?;
     let start = Instant::now();
     progress.start("reading prompt");
     let mut show = |done: f32| progress.set(done);
-    report.n_prompt = session.sync(&prompt, Some(&mut show))?;
+    report.n_prompt = if args.no_conversation {
+        session.sync(&engine.prompt(&(system.unwrap_or_default() + &user + &begun), &images)?, Some(&mut show))?
+    } else {
+        let mut conversation = Conversation::default();
+        if let Some(content) = system {
+            conversation.push(Message { role: Role::System, content }, &[])?;
+        }
+        conversation.push(Message { role: Role::User, content: user }, &images)?;
+        if !begun.is_empty() {
+            conversation.push(Message { role: Role::Assistant, content: begun.clone() }, &[])?;
+        }
+        session.chat(&conversation, Some(&mut show))?
+    };
+    drop(images);
     report.prefill = start.elapsed();
     progress.finish();
+    args.keep.after_prompt(&session, report.n_prompt)?;
 
     let mut stop = args.reverse_prompt.clone();
     if !args.no_conversation {
         stop.extend_from_slice(engine.template().stop_strings());
     }
     let n_predict = usize::try_from(args.n_predict).ok();
-    let generation = Generation { n_predict, stop };
+    let label = args.boxes.find.clone().unwrap_or_default();
+    let generation = Generation { n_predict, stop, dialect, label, begun };
+    let prints = !args.json && !targets.iter().any(|target| target.is_stdout());
     let mut output = Output::new();
     let start = Instant::now();
     let mut first = None;
     let answer = session.generate(&generation, &mut |text| {
         first.get_or_insert_with(|| started.elapsed());
-        if args.json { ControlFlow::Continue(()) } else { output.write(text) }
+        if prints { output.write(text) } else { ControlFlow::Continue(()) }
     })?;
     report.generate = start.elapsed();
+    args.keep.after_answer(&session)?;
     report.first_token = first;
     report.n_generated = answer.tokens.len();
 
     if args.json {
         let _ = output.write(&format!("{:#}", report.json(&engine, &session, &answer)));
     }
-    let _ = output.write_raw("\n");
+    if prints || args.json {
+        let _ = output.write_raw("\n");
+    }
     output.finish()?;
+    boxes::write_all(&targets, &answer.regions, shown.as_ref(), &note)?;
+    if answer.regions.is_empty() && !targets.is_empty() {
+        note(&format!("there are no boxes in the answer: {}", answer.text.trim()));
+    }
     if !args.json {
         if answer.finish == Finish::ContextFull {
-            note(&format!("the context of {} tokens is full; -c gives a larger one", session.n_ctx()));
+            note(&format!(
+                "the context of {} tokens is full; -c gives a larger one, --context-shift goes on",
+                session.n_ctx()
+            ));
         }
         if !args.quiet && !args.no_show_timings {
             say(&report.table());
@@ -353,42 +418,95 @@ impl Output {
     }
 }
 
-fn load(args: &Args, cancel: &Cancel, progress: &Progress, note: &dyn Fn(&str)) -> Result<Engine> {
+/// The files of the text model and of its mmproj; `None`: the built-in ones.
+fn files(args: &Args, note: &dyn Fn(&str)) -> Result<Option<(PathBuf, Option<PathBuf>)>> {
+    let Some(model) = &args.model else {
+        if let Some(mmproj) = &args.mmproj {
+            bail!(Usage, "--mmproj {} needs the text model it belongs to: give one with -m", mmproj.display());
+        }
+        return Ok(None);
+    };
+    let mmproj = match &args.mmproj {
+        _ if args.no_mmproj => None,
+        Some(path) => Some(path.clone()),
+        None if args.image.is_empty() => None,
+        None => {
+            let found = find_mmproj(model)?;
+            if let Some(path) = &found {
+                note(&format!("using {}", path.display()));
+            }
+            found
+        }
+    };
+    Ok(Some((model.clone(), mmproj)))
+}
+
+/// What --budget and --low-memory ask for.
+fn plan(
+    args: &Args,
+    files: Option<&(PathBuf, Option<PathBuf>)>,
+    n_images: usize,
+    note: &dyn Fn(&str),
+) -> Result<Option<Plan>> {
+    if args.memory.budget.is_none() && !args.memory.low_memory {
+        return Ok(None);
+    }
+    let Some((model, mmproj)) = files else {
+        bail!(Usage, "--budget and --low-memory are for model files: give one with -m");
+    };
+    let (text, mmproj) = (Gguf::open(model)?, mmproj.as_ref().map(Gguf::open).transpose()?);
+    let wish = Wish {
+        n_ctx: Some(args.ctx_size as usize).filter(|n| *n > 0),
+        n_ubatch: args.ubatch_size.map(|n| n.min(args.batch_size) as usize),
+        type_k: args.cache_type_k,
+        type_v: args.cache_type_v,
+        load_mode: Some(args.load_mode.0).filter(|mode| *mode != LoadMode::Auto),
+        low_memory: args.memory.low_memory,
+        image_tokens: args.image_tokens.get(),
+        vision_precision: args.vision_precision,
+        n_images,
+        ..Wish::new(args.memory.budget)
+    };
+    let plan = Planner::new(&text, mmproj.as_ref())?.plan(&wish)?;
+    note(&format!("{} at most, with {}", plan::size(plan.peak), flags(&plan)));
+    Ok(Some(plan))
+}
+
+fn load(
+    args: &Args,
+    files: Option<(PathBuf, Option<PathBuf>)>,
+    plan: Option<&Plan>,
+    cancel: &Cancel,
+    progress: &Progress,
+    note: &dyn Fn(&str),
+) -> Result<Engine> {
     let chat_template = match &args.chat_template_file {
         Some(path) => Some(read_text(path)?),
         None => args.chat_template.clone(),
     };
+    let mut image_cache = args.keep.images();
+    if let Some(plan) = plan {
+        image_cache.n_bytes = plan.parts.image_rows as usize;
+    }
     let options = EngineOptions {
         n_threads: n_threads(args.threads),
         chat_template,
         image_fit: args.image_fit.clone(),
         image_filter: args.image_filter,
-        load_mode: args.load_mode.0,
+        load_mode: plan.map_or(args.load_mode.0, |plan| plan.load_mode),
         vision_precision: args.vision_precision,
-        image_tokens: args.image_tokens.get(),
+        image_tokens: plan.map_or(args.image_tokens.get(), |plan| plan.image_tokens),
+        image_cache,
+        release_vision: plan.is_some_and(|plan| plan.release_vision),
+        resident_layers: plan.and_then(|plan| plan.resident_layers),
+        power: args.power,
     };
-    let Some(model) = &args.model else {
-        if let Some(mmproj) = &args.mmproj {
-            bail!(Usage, "--mmproj {} needs the text model it belongs to: give one with -m", mmproj.display());
-        }
+    let Some((model, mmproj)) = files else {
         note("no -m given: the built-in model answers, which knows only simple synthetic scenes");
         return Engine::built_in(&options);
     };
-    let found;
-    let mmproj = match &args.mmproj {
-        _ if args.no_mmproj => None,
-        Some(path) => Some(path.as_path()),
-        None if args.image.is_empty() => None,
-        None => {
-            found = find_mmproj(model)?;
-            if let Some(path) = &found {
-                note(&format!("using {}", path.display()));
-            }
-            found.as_deref()
-        }
-    };
     progress.start("loading");
-    Engine::load_watched(model, mmproj, &options, Some(cancel), Some(&mut |done| progress.set(done)))
+    Engine::load_watched(&model, mmproj.as_deref(), &options, Some(cancel), Some(&mut |done| progress.set(done)))
 }
 
 /// The prompt of -p, of -f, or of a pipe.

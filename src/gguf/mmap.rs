@@ -4,7 +4,7 @@
 use super::{Bytes, Storage};
 use crate::bail;
 use crate::{Error, ErrorKind, Result};
-use memmap2::{Mmap, MmapMut};
+use memmap2::{Mmap, MmapMut, MmapOptions};
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
@@ -21,15 +21,22 @@ pub(super) fn map(path: &Path) -> Result<Bytes> {
         bail!(Io, "{}: is no regular file, and only those can be mapped", path.display());
     }
     let file = File::open(path).map_err(|e| Error::io(path, &e))?;
+    map_part(path, &file, 0..about.len())
+}
+
+/// Maps `range` of a file that is open already and was checked to be a regular one, read-only; `name` stands for it in
+/// messages.
+pub(super) fn map_part(name: &Path, file: &File, range: Range<u64>) -> Result<Bytes> {
+    let len = usize::try_from(range.end - range.start)
+        .map_err(|_| Error::new(ErrorKind::Memory, format!("{}: more than can be addressed", name.display())))?;
     // Mapping nothing is an error on some systems; the reader has a better one.
-    if about.len() == 0 {
+    if len == 0 {
         return Ok(Bytes::from(Vec::new()));
     }
     // SAFETY: the mapping is private to `Bytes`, read-only and unmapped with its last clone. Another program may change
     // the file meanwhile, which `Gguf::open` documents: metadata are copied out as they are checked, and tensor data
     // are numbers of which every bit pattern is valid.
-    let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, &e))?;
-    let len = map.len();
+    let map = unsafe { MmapOptions::new().offset(range.start).len(len).map(file) }.map_err(|e| Error::io(name, &e))?;
     Ok(Bytes { owner: Arc::new(MappedFile(map)), start: 0, len })
 }
 

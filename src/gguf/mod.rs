@@ -6,6 +6,7 @@
 
 mod metadata;
 mod mmap;
+mod origin;
 mod packed;
 mod reader;
 mod sniff;
@@ -14,13 +15,15 @@ mod value;
 mod writer;
 
 pub use metadata::Metadata;
+pub use origin::Origin;
 pub use split::{SPLIT_KEYS, shard_path};
 pub use value::{Array, Value};
 pub(crate) use writer::replace;
 pub use writer::{Sink, Staged, Writer};
 
-use crate::{Dtype, Result};
+use crate::{Dtype, Error, Result, bail};
 use mmq_kernels::Layout;
+use std::fs::File;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -174,8 +177,8 @@ impl std::fmt::Debug for Bytes {
     }
 }
 
-/// An opened model: one file, or the shards of a split one.
-#[derive(Debug)]
+/// An opened model: one file, or the shards of a split one. Cloning copies metadata, but no weights.
+#[derive(Clone, Debug)]
 pub struct Gguf {
     path: Option<PathBuf>,
     version: u32,
@@ -224,6 +227,25 @@ impl Gguf {
         let len = data.as_ref().len();
         let file = reader::read(name, Bytes { owner: Arc::new(Held(data)), start: 0, len })?;
         split::single(file)
+    }
+
+    /// Reads `n_bytes` bytes from `offset` on (`None`: all the rest) of a file that is open already; `name` stands for it in
+    /// messages. They are mapped, as by [`Gguf::open`].
+    ///
+    /// # Errors
+    /// As [`Gguf::open`], and `Usage` for a part that goes beyond the end of the file; a shard of a split model is
+    /// `Unsupported`.
+    pub fn from_file(name: &str, file: &File, offset: u64, n_bytes: Option<u64>) -> Result<Gguf> {
+        let about = file.metadata().map_err(|e| Error::io(name, &e))?;
+        if !about.is_file() {
+            bail!(Io, "{name}: is no regular file, and only those can be mapped");
+        }
+        let end = n_bytes.map_or(Some(about.len()), |n| offset.checked_add(n));
+        let Some(end) = end.filter(|end| offset <= *end && *end <= about.len()) else {
+            let n = n_bytes.unwrap_or(0);
+            bail!(Usage, "{name}: {n} bytes from {offset} on go beyond the end of the file ({} bytes)", about.len());
+        };
+        split::single(reader::read(name, mmap::map_part(Path::new(name), file, offset..end)?)?)
     }
 
     /// The file's name, for messages: the path as it was given.

@@ -12,7 +12,7 @@
 use super::value::Type;
 use super::{Array, Bytes, DEFAULT_ALIGNMENT, MAX_ALIGNMENT, MAX_DIMS, Metadata, TensorInfo, Value, quote, sniff};
 use crate::bail;
-use crate::{Dtype, Result};
+use crate::{Dtype, Result, unless_stopped};
 use mmq_kernels::Layout;
 use std::fmt::Display;
 
@@ -272,6 +272,7 @@ impl<'a> Reader<'a> {
         // Grows as elements come: n elements of the least size fit in the file, but nested arrays could each claim that.
         let mut elements = Vec::new();
         for i in 0..n {
+            unless_stopped()?;
             elements.push(read(self).map_err(|e| e.context(format!("element {i} of {n}")))?);
         }
         elements.shrink_to_fit();

@@ -1,11 +1,13 @@
-//! Pictures: decoding, Pillow-exact resizing and each model's preprocessing. Knows no model.
+//! Pictures: decoding, Pillow-exact resizing and each model's preprocessing; drawing places on them. Knows no model.
 
+pub mod annotate;
 pub mod decode;
+pub mod encode;
 pub mod preprocess;
 pub mod resize;
 
 pub use decode::{DecodeOptions, decode, load};
-pub use preprocess::{Crops, Fit, Preprocess, select_best_resolution, unpad};
+pub use preprocess::{Crops, Fit, Preprocess, View, select_best_resolution, unpad};
 pub use resize::{Filter, resize};
 
 /// An RGB picture, 8 bits a channel, rows from the top: `rgb` is `[height, width, 3]`.

@@ -5,6 +5,7 @@
 //! up); pinpoints are (width, height) and the first of equals wins, so their order matters for small squares (Hugging
 //! Face reads the same list as (height, width)); tiles are padded with black before normalisation, not with zeros after.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
@@ -101,6 +102,25 @@ pub struct Preprocess {
     pub filter: Filter,
 }
 
+/// What a model sees of a picture as a whole: the way from fractions of it back to pixels of the picture.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct View {
+    /// Where its upper left corner lies in the picture; negative where there is padding.
+    origin: [f64; 2],
+    /// Its width and height in pixels of the picture.
+    extent: [f64; 2],
+    /// Width and height of the picture.
+    size: [f64; 2],
+}
+
+impl View {
+    /// The point of the picture that a model sees at `point`, which goes from (0, 0), the upper left corner of its view, to
+    /// (1, 1). In pixels from the upper left corner of the picture, clamped to it: `[0, 0]` to `[width, height]`.
+    pub fn to_pixels(&self, point: [f64; 2]) -> [f64; 2] {
+        std::array::from_fn(|i| (self.origin[i] + point[i] * self.extent[i]).clamp(0.0, self.size[i]))
+    }
+}
+
 /// What the encoder takes: `n_crops` crops of `[3, image_size, image_size]` floats, the overview first.
 #[derive(Clone, Debug)]
 pub struct Crops {
@@ -157,6 +177,13 @@ impl Preprocess {
         pinpoints.iter().map(|pinpoint| self.n_tiles(*pinpoint)).max().unwrap_or(0).saturating_add(1)
     }
 
+    /// The grid of [`Crops::grid`] for a picture of `original` width and height.
+    pub fn grid(&self, original: (usize, usize)) -> Option<(usize, usize)> {
+        let Fit::Anyres { pinpoints } = &self.fit else { return None };
+        let (width, height) = select_best_resolution(original, pinpoints)?;
+        Some((width.div_ceil(self.image_size), height.div_ceil(self.image_size)))
+    }
+
     fn n_tiles(&self, (width, height): (usize, usize)) -> usize {
         width.div_ceil(self.image_size).saturating_mul(height.div_ceil(self.image_size))
     }
@@ -199,6 +226,30 @@ impl Preprocess {
         }
     }
 
+    /// What a model sees of a picture of this size: of tiled pictures, the overview.
+    ///
+    /// # Panics
+    /// If the picture is empty.
+    pub fn view(&self, width: usize, height: usize) -> View {
+        assert!(width > 0 && height > 0, "a picture of {width}x{height}");
+        let float = |pair: (usize, usize)| [pair.0 as f64, pair.1 as f64];
+        let size = float((width, height));
+        let (origin, extent) = match &self.fit {
+            Fit::Squash | Fit::Anyres { .. } => ([0.0; 2], size),
+            Fit::Pad { .. } => {
+                let (square, offset) = pad_geometry((width, height));
+                (float(offset).map(|offset| -offset), [square as f64; 2])
+            }
+            Fit::CenterCrop => {
+                let (resized, offset) = crop_geometry((width, height), self.image_size);
+                let (resized, offset) = (float(resized), float(offset));
+                let scale: [f64; 2] = std::array::from_fn(|i| size[i] / resized[i]);
+                ([0, 1].map(|i| offset[i] * scale[i]), scale.map(|scale| scale * self.image_size as f64))
+            }
+        };
+        View { origin, extent, size }
+    }
+
     /// The float of each 8-bit value, by channel: ÷255 in double precision, then normalised in single, as
     /// Hugging Face's processors do.
     fn levels(&self) -> [[f32; 256]; 3] {
@@ -211,25 +262,30 @@ impl Preprocess {
     }
 }
 
-fn center_crop(image: &Image, side: usize, filter: Filter) -> Image {
-    let (width, height) = (image.width, image.height);
+/// The size that a picture is resized to before its centre is cut out, and where the cut begins.
+fn crop_geometry((width, height): (usize, usize), side: usize) -> ((usize, usize), (usize, usize)) {
     let longer = |long: usize, short: usize| ((side * long) as f64 / short as f64) as usize;
     let size = if width <= height { (side, longer(height, width)) } else { (longer(width, height), side) };
-    let canvas = Canvas { width, height, left: 0, top: 0, fill: [0; 3] };
     // The longer edge is never below `side`, so that there is always enough to cut from.
-    let window = Window { left: (size.0 - side) / 2, top: (size.1 - side) / 2, width: side, height: side };
-    resample(image, &canvas, size, window, filter)
+    (size, ((size.0 - side) / 2, (size.1 - side) / 2))
+}
+
+fn center_crop(image: &Image, side: usize, filter: Filter) -> Image {
+    let (width, height) = (image.width, image.height);
+    let (size, (left, top)) = crop_geometry((width, height), side);
+    let canvas = Canvas { width, height, left: 0, top: 0, fill: [0; 3] };
+    resample(image, &canvas, size, Window { left, top, width: side, height: side }, filter)
+}
+
+/// The side of the square that a picture is laid on, and where on it.
+fn pad_geometry((width, height): (usize, usize)) -> (usize, (usize, usize)) {
+    let square = width.max(height);
+    (square, ((square - width) / 2, (square - height) / 2))
 }
 
 fn pad(image: &Image, side: usize, fill: [u8; 3], filter: Filter) -> Image {
-    let square = image.width.max(image.height);
-    let canvas = Canvas {
-        width: square,
-        height: square,
-        left: (square - image.width) / 2,
-        top: (square - image.height) / 2,
-        fill,
-    };
+    let (square, (left, top)) = pad_geometry((image.width, image.height));
+    let canvas = Canvas { width: square, height: square, left, top, fill };
     resample(image, &canvas, (side, side), Window { left: 0, top: 0, width: side, height: side }, filter)
 }
 

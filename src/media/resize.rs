@@ -169,6 +169,9 @@ pub(super) fn resample(image: &Image, canvas: &Canvas, size: (usize, usize), win
         }
     };
     for y in down.first()..down.last() {
+        if mmq_kernels::stopped() {
+            return Image { width: window.width, height: window.height, rgb: out };
+        }
         let source = &image.rgb[y * image.width * 3..][..image.width * 3];
         let middle = if vertical_first {
             source

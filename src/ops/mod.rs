@@ -11,10 +11,9 @@ pub use trace::Trace;
 
 use crate::device::Cpu;
 use crate::tensor::{Loader, Weight};
-use crate::{Error, ErrorKind, Result};
+use crate::{Result, unless_stopped};
 pub use mmq_kernels::Norm;
 use mmq_kernels::{Activations, Attention, Dtype, Input, Kernels, Kv, Layout, Product, Then, Weights};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What a forward pass runs in: the device, the buffers that live from call to call, and who is watching.
 pub struct Cx<'a> {
@@ -22,27 +21,25 @@ pub struct Cx<'a> {
     pub device: &'a Cpu,
     /// Rounded activations, shared by products of the same input.
     pub activations: &'a mut Activations,
-    /// Set by another thread to stop between layers.
-    pub cancel: Option<&'a AtomicBool>,
     /// Called with the fraction done, between layers.
     pub progress: Option<&'a mut dyn FnMut(f32)>,
     /// Records named activations, if there.
     pub trace: Option<&'a mut Trace>,
     /// Sums up the squared inputs of matrices, if there.
     pub collector: Option<&'a mut Collector>,
+    /// Layers from this one on stream through memory: their pages are given back after use. `None`: all stay.
+    pub n_resident: Option<usize>,
 }
 
 impl<'a> Cx<'a> {
     /// A context that nobody watches.
     pub fn new(device: &'a Cpu, activations: &'a mut Activations) -> Cx<'a> {
-        Cx { device, activations, cancel: None, progress: None, trace: None, collector: None }
+        Cx { device, activations, progress: None, trace: None, collector: None, n_resident: None }
     }
 
-    /// An error if the caller wants to stop; otherwise reports that `done` of `total` layers are finished.
+    /// An error if the work is [stopped](mmq_kernels::stopped); otherwise reports that `done` of `total` layers are finished.
     pub fn checkpoint(&mut self, done: usize, total: usize) -> Result<()> {
-        if self.cancel.is_some_and(|c| c.load(Ordering::Relaxed)) {
-            return Err(Error::new(ErrorKind::Cancelled, "stopped"));
-        }
+        unless_stopped()?;
         if let Some(progress) = &mut self.progress {
             progress(done as f32 / total as f32);
         }
@@ -55,6 +52,12 @@ impl<'a> Cx<'a> {
             trace.record(name(), data);
         }
     }
+}
+
+/// Bytes of a row of `width` activations in the form that products with quantized weights take: quants, and factors and sums of
+/// each 16 or 32 of them.
+pub fn rounded_bytes(width: usize) -> usize {
+    width + 4 * (2 * width / 32 + 2 * width / 16)
 }
 
 /// An activation function of a vision encoder or a projector.

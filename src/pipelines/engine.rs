@@ -1,21 +1,22 @@
 //! A loaded model: text decoder, tokenizer, and if there is one the half that sees.
 
-use super::prompt::{EncodedImage, Piece, Prompt};
+use super::image_cache::{ImageCache, ImageCacheOptions, ImageCacheStats};
+use super::prompt::{EncodedImage, ImageHeader, ImageId, Piece, Prompt};
 use crate::architectures::{self, ImageRows, TextModel, VisionModel};
 use crate::blocks::image_tokens::ImageTokens;
-use crate::device::Cpu;
-use crate::gguf::Gguf;
+use crate::device::{Cpu, Power};
+use crate::gguf::{Gguf, Origin};
 use crate::media::Filter;
 use crate::media::Image;
-use crate::media::preprocess::Fit;
+use crate::media::preprocess::{Fit, Preprocess};
 use crate::ops::{Collector, Cx, Trace};
 use crate::tensor::{Loader, Loading, Precision, Prepare};
 use crate::text::template::{IMAGE_MARKER, Message, Part, Parts};
-use crate::text::{ChatTemplate, Tokenizer};
-use crate::{Error, Result, bail};
+use crate::text::{ChatTemplate, Dialect, Tokenizer};
+use crate::{Error, Result, bail, unless_stopped};
 use mmq_kernels::{Activations, Dtype};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -65,6 +66,15 @@ pub struct EngineOptions {
     pub vision_precision: Precision,
     /// Most tokens of each picture, and how they are made fewer; `None`: as many as the model makes.
     pub image_tokens: Option<ImageTokens>,
+    /// Where encoded pictures are kept, so that a second look at one costs nothing.
+    pub image_cache: ImageCacheOptions,
+    /// Whether the vision encoder leaves memory after each picture, to be made again for the next.
+    pub release_vision: bool,
+    /// How many layers of the text model stay in memory, where it cannot hold them all: the others stream through it from the
+    /// mapped file, each being read while the one before is at work. `None`: all stay.
+    pub resident_layers: Option<usize>,
+    /// What matters more, speed or battery and company; [`EngineOptions::n_threads`] overrides its number of threads.
+    pub power: Power,
 }
 
 /// What a text model is made of.
@@ -98,6 +108,14 @@ pub struct Engine {
     template: ChatTemplate,
     name: String,
     info: ModelInfo,
+    origin: Origin,
+    vision_origin: Option<Origin>,
+    vision_precision: Precision,
+    /// The file to make the vision encoder from for each picture; `vision` then is as it is stored.
+    vision_again: Option<Gguf>,
+    repack: bool,
+    pub(super) resident_layers: Option<usize>,
+    pub(super) images: ImageCache,
 }
 
 impl Engine {
@@ -121,51 +139,61 @@ impl Engine {
         cancel: Option<&super::Cancel>,
         progress: Option<&mut dyn FnMut(f32)>,
     ) -> Result<Engine> {
-        let text = Gguf::open(model)?;
-        let vision = mmproj.map(Gguf::open).transpose()?;
-        Engine::build(&text, vision.as_ref(), options, cancel, progress)
+        let load = || {
+            let text = Gguf::open(model)?;
+            let vision = mmproj.map(Gguf::open).transpose()?;
+            Engine::build(&text, vision.as_ref(), options, progress)
+        };
+        super::Cancel::guard(cancel.unwrap_or(&super::Cancel::default()), load)
     }
 
     /// The model that is compiled into the program: small, and knows only the synthetic scenes it was trained on
     /// (`models/README.md`).
     #[cfg(feature = "nano")]
     pub fn built_in(options: &EngineOptions) -> Result<Engine> {
+        let [text, vision] = Engine::built_in_files()?;
+        Engine::from_gguf(&text, Some(&vision), options)
+    }
+
+    /// The files of [`Engine::built_in`]: text model and mmproj.
+    #[cfg(feature = "nano")]
+    pub(crate) fn built_in_files() -> Result<[Gguf; 2]> {
         static TEXT: &[u8] = include_bytes!("../../models/nano/nano.gguf");
         static VISION: &[u8] = include_bytes!("../../models/nano/mmproj-nano.gguf");
-        let text = Gguf::from_static("nano.gguf", TEXT)?;
-        let vision = Gguf::from_static("mmproj-nano.gguf", VISION)?;
-        Engine::from_gguf(&text, Some(&vision), options)
+        Ok([Gguf::from_static("nano.gguf", TEXT)?, Gguf::from_static("mmproj-nano.gguf", VISION)?])
     }
 
     /// Loads from files that are open already.
     pub fn from_gguf(text: &Gguf, mmproj: Option<&Gguf>, options: &EngineOptions) -> Result<Engine> {
-        Engine::build(text, mmproj, options, None, None)
+        Engine::build(text, mmproj, options, None)
     }
 
-    fn build(
+    /// [`Engine::from_gguf`]; `progress` is told the fraction done.
+    pub(crate) fn build(
         text: &Gguf,
         mmproj: Option<&Gguf>,
         options: &EngineOptions,
-        cancel: Option<&super::Cancel>,
-        mut progress: Option<&mut dyn FnMut(f32)>,
+        progress: Option<&mut dyn FnMut(f32)>,
     ) -> Result<Engine> {
-        let device = Cpu::new(options.n_threads);
+        let mut progress = rising(progress);
+        let device = Cpu::with(options.n_threads, options.power);
         // Without repacking, only a vision encoder is made ready.
         let repack = options.load_mode == LoadMode::Repack;
         let total = if repack { text.n_bytes() } else { 0 } + mmproj.map_or(0, Gguf::n_bytes);
         let mut done = 0;
         let mut report = |n: usize| {
             done += n as u64;
-            progress.iter_mut().for_each(|progress| progress(done as f32 / total as f32));
+            progress(done as f32 / total as f32);
         };
-        let prepare = Prepare::new(&device.team, cancel.map(super::Cancel::flag), &mut report);
+        let prepare = Prepare::new(&device.team, &mut report);
         let loader = |gguf| Loader {
             gguf,
             loading: Loading { prepare: Some(&prepare), vision: options.vision_precision, repack, noted: None },
         };
         let model = architectures::load_text(loader(text))?;
         let vision_file = mmproj.or_else(|| text.tensor("v.patch_embd.weight").is_some().then_some(text));
-        let mut vision = vision_file.map(|gguf| architectures::load_vision(loader(gguf))).transpose()?;
+        let vision_loader = |gguf| if options.release_vision { Loader::stored(gguf) } else { loader(gguf) };
+        let mut vision = vision_file.map(|gguf| architectures::load_vision(vision_loader(gguf))).transpose()?;
         if let (Some(vision), Some(file)) = (&vision, vision_file)
             && vision.n_embd() != model.n_embd()
         {
@@ -210,6 +238,13 @@ impl Engine {
             template,
             name: text.name().to_owned(),
             info: ModelInfo::of(text)?,
+            origin: Origin::of(text),
+            vision_origin: vision_file.map(Origin::of),
+            vision_precision: options.vision_precision,
+            vision_again: vision_file.filter(|_| options.release_vision).cloned(),
+            repack,
+            resident_layers: options.resident_layers,
+            images: ImageCache::new(&options.image_cache),
         })
     }
 
@@ -251,6 +286,12 @@ impl Engine {
         &self.template
     }
 
+    /// How the model writes places in pictures, if it is known to: by its template, or by control tokens of the vocabulary.
+    pub fn dialect(&self) -> Option<Dialect> {
+        let of_qwen = || Dialect::Qwen.tags().iter().all(|tag| self.tokenizer.token_id(tag).is_some());
+        Dialect::of_template(self.template.name()).or_else(|| of_qwen().then_some(Dialect::Qwen))
+    }
+
     /// The context that the model was trained with, in tokens.
     pub fn n_ctx_train(&self) -> usize {
         self.text.n_ctx_train()
@@ -261,7 +302,71 @@ impl Engine {
         self.device.team.n_threads()
     }
 
-    /// Encodes a picture. `progress` is told the fraction done and may be used to show it.
+    /// How many positions a picture of `width` and `height` pixels takes in the prompt: known without encoding it.
+    ///
+    /// # Errors
+    /// A model without a vision encoder; an empty picture.
+    pub fn n_image_tokens(&self, width: usize, height: usize) -> Result<usize> {
+        if width == 0 || height == 0 {
+            bail!(Usage, "an empty picture: {width}x{height}");
+        }
+        Ok(self.vision()?.n_tokens((width, height), self.image_tokens))
+    }
+
+    /// Takes the place of a picture of that size in a prompt that is counted, not read.
+    ///
+    /// # Errors
+    /// As [`Engine::n_image_tokens`].
+    pub(crate) fn placeholder(&self, width: usize, height: usize) -> Result<Arc<EncodedImage>> {
+        let n_tokens = self.n_image_tokens(width, height)?;
+        let view = self.vision()?.preprocess().view(width, height);
+        let header = ImageHeader { id: ImageId([0; 16]), n_tokens, n_tokens_all: n_tokens, view };
+        Ok(Arc::new(EncodedImage::restored(header, Vec::new())))
+    }
+
+    fn vision(&self) -> Result<&dyn VisionModel> {
+        match &self.vision {
+            Some(vision) => Ok(vision.as_ref()),
+            None => {
+                bail!(
+                    Usage,
+                    "{}: a text model without mmproj cannot look at pictures: give one with --mmproj",
+                    self.name
+                )
+            }
+        }
+    }
+
+    /// Width of its embeddings: of a token's, and of each row that stands for a picture.
+    pub fn n_embd(&self) -> usize {
+        self.text.n_embd()
+    }
+
+    /// What tells the text model apart from others: see [`Origin::hash`].
+    pub(super) fn model_hash(&self) -> &[u8; 32] {
+        self.origin.hash()
+    }
+
+    /// How often pictures were found that had been encoded before.
+    pub fn image_cache(&self) -> ImageCacheStats {
+        self.images.stats()
+    }
+
+    /// What went wrong with kept pictures since the last call; pictures were encoded all the same.
+    pub fn take_warnings(&self) -> Vec<String> {
+        self.images.take_warnings()
+    }
+
+    /// Frees what can be had again: encoded pictures that are kept in memory, and the pages of mapped files, which come back as
+    /// they are needed. For when the system is short of memory; sessions go on as before.
+    pub fn trim(&self) {
+        self.images.clear();
+        self.origin.give_back();
+        self.vision_origin.iter().for_each(Origin::give_back);
+    }
+
+    /// Encodes a picture, or finds it among those that were ([`EngineOptions::image_cache`]): the same pixels, encoded in the
+    /// same way. `progress` is told the fraction done and may be used to show it.
     ///
     /// # Errors
     /// A model without a vision encoder; an empty picture, or one whose bytes are not as many as its size says; `cancel`
@@ -270,26 +375,43 @@ impl Engine {
         &self,
         image: &Image,
         cancel: Option<&super::Cancel>,
-        progress: Option<&mut dyn FnMut(f32)>,
+        mut progress: Option<&mut dyn FnMut(f32)>,
     ) -> Result<Arc<EncodedImage>> {
-        self.encode_collecting(image, cancel, progress, None)
+        let id = cancel.unwrap_or(&super::Cancel::default()).guard(|| self.image_id(image))?;
+        if let Some(kept) = self.images.find(id, self.text.n_embd()) {
+            progress.iter_mut().for_each(|progress| progress(1.0));
+            return Ok(kept);
+        }
+        let encoded = self.encode_watched(image, id, cancel, progress, None)?;
+        self.images.insert(&encoded);
+        Ok(encoded)
     }
 
-    /// [`Engine::encode_image`]; what goes into the matrices is summed up in `collector`, if there is one.
+    /// Encodes a picture, wherever it is kept; what goes into the matrices is summed up in `collector`.
     pub(super) fn encode_collecting(
         &self,
         image: &Image,
         cancel: Option<&super::Cancel>,
-        mut progress: Option<&mut dyn FnMut(f32)>,
+        progress: Option<&mut dyn FnMut(f32)>,
+        collector: Option<&mut Collector>,
+    ) -> Result<Arc<EncodedImage>> {
+        self.encode_watched(image, self.image_id(image)?, cancel, progress, collector)
+    }
+
+    fn encode_watched(
+        &self,
+        image: &Image,
+        id: ImageId,
+        cancel: Option<&super::Cancel>,
+        progress: Option<&mut dyn FnMut(f32)>,
         collector: Option<&mut Collector>,
     ) -> Result<Arc<EncodedImage>> {
         let mut activations = Activations::default();
-        let mut report = |done: f32| progress.iter_mut().for_each(|progress| progress(done));
+        let mut report = rising(progress);
         let mut cx = Cx::new(&self.device, &mut activations);
-        cx.cancel = cancel.map(super::Cancel::flag);
         cx.progress = Some(&mut report);
         cx.collector = collector;
-        self.encode(&mut cx, image, "")
+        cancel.unwrap_or(&super::Cancel::default()).guard(|| self.encode(&mut cx, image, id, ""))
     }
 
     /// Encodes picture number `index` and records every named activation.
@@ -297,26 +419,71 @@ impl Engine {
         let mut activations = Activations::default();
         let mut cx = Cx::new(&self.device, &mut activations);
         cx.trace = Some(trace);
-        self.encode(&mut cx, image, &format!(".{index}"))
+        self.encode(&mut cx, image, self.image_id(image)?, &format!(".{index}"))
     }
 
-    fn encode(&self, cx: &mut Cx<'_>, image: &Image, name: &str) -> Result<Arc<EncodedImage>> {
-        let Some(vision) = &self.vision else {
-            bail!(Usage, "{}: a text model without mmproj cannot look at pictures: give one with --mmproj", self.name);
+    fn encode(&self, cx: &mut Cx<'_>, image: &Image, id: ImageId, name: &str) -> Result<Arc<EncodedImage>> {
+        let vision = self.vision_for(image)?;
+        let ImageRows { rows, n_all } = match &self.vision_again {
+            None => vision.encode(cx, image, self.image_tokens, name)?,
+            Some(gguf) => {
+                let made = self.make_vision(gguf, vision.preprocess())?;
+                let encoded = made.encode(cx, image, self.image_tokens, name);
+                self.vision_origin.iter().for_each(Origin::give_back);
+                encoded?
+            }
         };
+        let n_tokens = rows.len() / vision.n_embd();
+        let view = vision.preprocess().view(image.width, image.height);
+        Ok(Arc::new(EncodedImage { rows, n_tokens, n_tokens_all: n_all, id, view }))
+    }
+
+    /// The vision encoder, made for one picture.
+    fn make_vision(&self, gguf: &Gguf, preprocess: &Preprocess) -> Result<Box<dyn VisionModel>> {
+        let mut unwatched = |_| ();
+        let prepare = Prepare::new(&self.device.team, &mut unwatched);
+        let loading =
+            Loading { prepare: Some(&prepare), vision: self.vision_precision, repack: self.repack, noted: None };
+        let mut vision = architectures::load_vision(Loader { gguf, loading })?;
+        vision.set_preprocess(preprocess.clone());
+        Ok(vision)
+    }
+
+    /// The vision encoder, for a picture that it can take.
+    fn vision_for(&self, image: &Image) -> Result<&dyn VisionModel> {
+        let vision = self.vision()?;
         let n_bytes = image.width.checked_mul(image.height).and_then(|n| n.checked_mul(3));
         if image.rgb.is_empty() || n_bytes != Some(image.rgb.len()) {
             bail!(Usage, "a picture of {}x{} cannot have {} bytes", image.width, image.height, image.rgb.len());
         }
-        let ImageRows { rows, n_all } = vision.encode(cx, image, self.image_tokens, name)?;
-        let mut hasher = DefaultHasher::new();
-        (image.width, image.height, &image.rgb, self.image_tokens).hash(&mut hasher);
-        let n_tokens = rows.len() / vision.n_embd();
-        Ok(Arc::new(EncodedImage { rows, n_tokens, n_tokens_all: n_all, id: hasher.finish() }))
+        Ok(vision)
+    }
+
+    /// What tells the rows of a picture apart: its pixels, the model, and all that decides how the one becomes the other.
+    fn image_id(&self, image: &Image) -> Result<ImageId> {
+        let vision = self.vision_for(image)?;
+        let mut hasher = Sha256::new();
+        hasher.update(self.vision_origin.as_ref().map_or(&[0; 32], Origin::hash));
+        let how = (
+            env!("CARGO_PKG_VERSION"),
+            self.level(),
+            self.vision_precision,
+            self.image_tokens,
+            vision.preprocess(),
+            [image.width, image.height],
+        );
+        hasher.update(format!("{how:?}\n"));
+        for part in image.rgb.chunks(1 << 20) {
+            unless_stopped()?;
+            hasher.update(part);
+        }
+        let hash: [u8; 32] = hasher.finalize().into();
+        Ok(ImageId(*hash.first_chunk().expect("half of 32")))
     }
 
     /// Writes a conversation with the chat template; the answer comes next. Each [`IMAGE_MARKER`] in the messages stands
-    /// for the next of `images`.
+    /// for the next of `images`. A last message of the assistant is the beginning of the answer, which the model goes on
+    /// from: tell [`Generation::begun`](super::Generation::begun).
     pub fn chat_prompt(&self, messages: &[Message], images: &[Arc<EncodedImage>]) -> Result<Prompt> {
         let text = |token: Option<u32>| {
             token.map_or(String::new(), |t| String::from_utf8_lossy(&self.tokenizer.piece(t, true)).into_owned())
@@ -372,6 +539,17 @@ impl Engine {
             }
         }
         Ok(prompt)
+    }
+}
+
+/// Passes fractions of work on that only ever rise, up to 1: stages of it may each count from 0.
+pub(super) fn rising(mut progress: Option<&mut dyn FnMut(f32)>) -> impl FnMut(f32) {
+    let mut most = 0f32;
+    move |done| {
+        if let Some(progress) = &mut progress {
+            most = most.max(done.min(1.0));
+            progress(most);
+        }
     }
 }
 

@@ -1,13 +1,17 @@
 //! One timeline on a model: its cache, its position, its sampler.
 
-use super::engine::Engine;
-use super::prompt::{Piece, Prompt, Slot};
+use super::conversation::Conversation;
+use super::engine::{Engine, rising};
+use super::prompt::{EncodedImage, Piece, Prompt, Slot};
+use super::regions::Region;
 use crate::architectures::Logits;
 use crate::blocks::kv_cache::{KvCache, KvType, KvTypes};
+use crate::media::View;
 use crate::ops::{Collector, Cx, Trace};
+use crate::text::grounding::{Dialect, Grounding, Span};
 use crate::text::stop::StopMatcher;
 use crate::text::{Sampler, SamplerParams, StreamDecoder};
-use crate::{ErrorKind, Result, bail};
+use crate::{Error, ErrorKind, Result, bail};
 use mmq_kernels::Activations;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -26,6 +30,20 @@ pub struct SessionOptions {
     pub cache_type_v: KvType,
     /// How tokens are chosen.
     pub sampler: SamplerParams,
+    /// What happens when the context is full.
+    pub overflow: Overflow,
+}
+
+/// What happens when the context is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Overflow {
+    /// A prompt that does not fit is refused, and an answer ends.
+    #[default]
+    Stop,
+    /// Of a [`Conversation`], whole oldest turns leave with their pictures until a quarter of the context is free; the
+    /// system's message and the last turn stay. Where there is no older turn, or no conversation, the older part of the
+    /// answer leaves; the prompt stays. What is left then goes through the model as if nothing had been before it.
+    DropOldest,
 }
 
 impl Default for SessionOptions {
@@ -36,16 +54,17 @@ impl Default for SessionOptions {
             cache_type_k: KvType::F16,
             cache_type_v: KvType::F16,
             sampler: SamplerParams::default(),
+            overflow: Overflow::Stop,
         }
     }
 }
 
-/// Stops a session, or the encoding of a picture, from another thread. Clones stop the same work.
+/// Stops work from another thread: a session's, the loading of a model, the encoding of a picture. Clones stop the same.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// Stops the work at the next layer.
+    /// Stops the work, within milliseconds.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -60,18 +79,26 @@ impl Cancel {
         self.0.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn flag(&self) -> &AtomicBool {
-        &self.0
+    /// Runs `f` unless it is stopped: `Cancelled`, whatever `f` returns then.
+    pub(crate) fn guard<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        mmq_kernels::until(&self.0, f).unwrap_or_else(|| Err(Error::stopped()))
     }
 }
 
-/// When an answer ends, besides the model's own wish.
+/// When an answer ends, besides the model's own wish, and how it is read.
 #[derive(Clone, Debug, Default)]
 pub struct Generation {
     /// Most tokens; `None`: until the context is full.
     pub n_predict: Option<usize>,
     /// Texts that end it; they are not part of the answer.
     pub stop: Vec<String>,
+    /// How the model writes places in pictures, usually [`Engine::dialect`]: such text becomes [`Region`]s of the last
+    /// picture. `None`, or no picture: it stays text.
+    pub dialect: Option<Dialect>,
+    /// What places are called for which the model has no words.
+    pub label: String,
+    /// The beginning of the answer that the prompt ends with: it is read and given out as such.
+    pub begun: String,
 }
 
 /// Why an answer ended.
@@ -94,21 +121,43 @@ pub enum Finish {
 pub struct Answer {
     /// The text.
     pub text: String,
+    /// The places in pictures that it points at, in order.
+    pub regions: Vec<Region>,
     /// Its tokens, without the one that ended the turn.
     pub tokens: Vec<u32>,
     /// Why it ended.
     pub finish: Finish,
 }
 
+/// What comes of an answer while it is generated.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// The next text.
+    Text(&'a str),
+    /// A place, where the text points at it.
+    Region(&'a Region),
+}
+
 /// One mutable timeline: the tokens and pictures so far, their keys and values, and the sampler.
 pub struct Session {
     engine: Arc<Engine>,
-    cache: KvCache,
-    timeline: Vec<Slot>,
-    logits: Vec<f32>,
+    pub(super) cache: KvCache,
+    pub(super) timeline: Vec<Slot>,
+    pub(super) logits: Vec<f32>,
     /// Chosen, but not yet through the model.
-    pending: Option<u32>,
-    sampler: Sampler,
+    pub(super) pending: Option<u32>,
+    pub(super) sampler: Sampler,
+    /// The picture that answers point at: its number, and what the model sees of it.
+    pub(super) picture: Option<(usize, View)>,
+    /// The pictures of the last prompt.
+    pub(super) images: Vec<Arc<EncodedImage>>,
+    /// Positions of the last prompt; an answer follows.
+    pub(super) n_prompt: usize,
+    /// What the last prompt was written from.
+    pub(super) conversation: Option<Conversation>,
+    overflow: Overflow,
+    /// Turns that have left.
+    n_dropped: usize,
     activations: Activations,
     n_ubatch: usize,
     cancel: Cancel,
@@ -131,7 +180,13 @@ impl Session {
             timeline: Vec::new(),
             logits: Vec::new(),
             pending: None,
+            picture: None,
             sampler: Sampler::new(&options.sampler, &engine.tokenizer)?,
+            images: Vec::new(),
+            n_prompt: 0,
+            conversation: None,
+            overflow: options.overflow,
+            n_dropped: 0,
             activations: Activations::default(),
             n_ubatch: options.n_ubatch,
             cancel: cancel.clone(),
@@ -143,6 +198,11 @@ impl Session {
     /// The model it runs on.
     pub fn engine(&self) -> &Arc<Engine> {
         &self.engine
+    }
+
+    /// From now on it is `cancel` that stops the session.
+    pub fn set_cancel(&mut self, cancel: &Cancel) {
+        self.cancel = cancel.clone();
     }
 
     /// Positions in use.
@@ -160,6 +220,25 @@ impl Session {
         self.sampler.seed()
     }
 
+    /// Chooses tokens by other parameters from now on; the new sampler begins anew, with the tokens of the next prompt.
+    ///
+    /// # Errors
+    /// Parameters that make no sense.
+    pub fn set_sampler(&mut self, params: &SamplerParams) -> Result<()> {
+        self.sampler = Sampler::new(params, &self.engine.tokenizer)?;
+        Ok(())
+    }
+
+    /// Turns that have left because the context was full ([`Overflow::DropOldest`]).
+    pub fn n_dropped(&self) -> usize {
+        self.n_dropped
+    }
+
+    /// Frees the buffers of the work so far; what comes next makes them anew.
+    pub fn trim(&mut self) {
+        self.activations = Activations::default();
+    }
+
     /// Logits after the last token: `[n_vocab]`; empty before the first [`Session::sync`].
     pub fn logits(&self) -> &[f32] {
         &self.logits
@@ -170,16 +249,59 @@ impl Session {
     ///
     /// # Errors
     /// A prompt that is empty, longer than the context or of unknown tokens; the session's [`Cancel`].
-    pub fn sync(&mut self, prompt: &Prompt, mut progress: Option<&mut dyn FnMut(f32)>) -> Result<usize> {
+    pub fn sync(&mut self, prompt: &Prompt, progress: Option<&mut dyn FnMut(f32)>) -> Result<usize> {
+        let n = self.bring(prompt, progress)?;
+        self.conversation = None;
+        self.remember(prompt);
+        Ok(n)
+    }
+
+    /// [`Session::sync`] with what the chat template writes of `conversation`. With [`Overflow::DropOldest`], its oldest
+    /// turns leave if it does not fit; [`Session::n_dropped`] counts them.
+    ///
+    /// # Errors
+    /// As [`Session::sync`]; a template that cannot be applied.
+    pub fn chat(&mut self, conversation: &Conversation, progress: Option<&mut dyn FnMut(f32)>) -> Result<usize> {
+        let mut conversation = conversation.clone();
+        let mut prompt = conversation.prompt(&self.engine)?;
+        let too_long = prompt.n_tokens() >= self.n_ctx();
+        while self.overflow == Overflow::DropOldest
+            && too_long
+            && prompt.n_tokens() > self.n_kept()
+            && conversation.drop_oldest_turn()
+        {
+            self.n_dropped += 1;
+            prompt = conversation.prompt(&self.engine)?;
+        }
+        let n = self.bring(&prompt, progress)?;
+        self.conversation = Some(conversation);
+        self.remember(&prompt);
+        Ok(n)
+    }
+
+    /// Lets the sampler begin with the tokens of a prompt.
+    fn remember(&mut self, prompt: &Prompt) {
+        self.sampler.forget();
+        for piece in &prompt.pieces {
+            if let Piece::Tokens(tokens) = piece {
+                tokens.iter().for_each(|token| self.sampler.accept(*token));
+            }
+        }
+    }
+
+    /// Brings the cache and the timeline to `prompt`, and returns how many tokens went through the model.
+    fn bring(&mut self, prompt: &Prompt, progress: Option<&mut dyn FnMut(f32)>) -> Result<usize> {
+        let mut progress = rising(progress);
         let slots = self.check(prompt)?;
+        self.picture = prompt.last_picture();
         self.engine.text.expect(&mut self.cache, slots.len());
         // The last token always runs again: its logits are wanted.
         let common = self.timeline.iter().zip(&slots).take_while(|(a, b)| a == b).count().min(slots.len() - 1);
         let common = common.min(self.cache.len());
-        self.cache.truncate(common);
-        self.timeline.truncate(common);
-        self.pending = None;
-        self.logits.clear();
+        self.truncate(common);
+        let images = prompt.pieces.iter().filter_map(|p| if let Piece::Image(image) = p { Some(image) } else { None });
+        self.images = images.cloned().collect();
+        self.n_prompt = slots.len();
 
         let total = slots.len() - common;
         while self.timeline.len() < slots.len() {
@@ -188,20 +310,70 @@ impl Session {
             let mut x = self.embed(prompt, start, end);
             let which = if end == slots.len() { Logits::Last } else { Logits::None };
             let mut report = |done: f32| {
-                if let Some(progress) = &mut progress {
-                    progress(((start - common) as f32 + done * (end - start) as f32) / total as f32);
-                }
+                progress(((start - common) as f32 + done * (end - start) as f32) / total as f32);
             };
             self.forward(&mut x, which, None, Some(&mut report))?;
             self.timeline.extend_from_slice(&slots[start..end]);
         }
-        self.sampler.forget();
-        for slot in &slots {
-            if let Slot::Token(token) = slot {
-                self.sampler.accept(*token);
+        Ok(total)
+    }
+
+    /// Positions that may be taken after turns have left: three quarters of the context.
+    fn n_kept(&self) -> usize {
+        self.n_ctx() - self.n_ctx().div_ceil(4)
+    }
+
+    /// Makes room in a full context as [`Overflow`] says; false if it says to stop, or if nothing may leave. The token that was
+    /// chosen last still waits.
+    fn make_room(&mut self) -> Result<bool> {
+        if self.overflow == Overflow::Stop {
+            return Ok(false);
+        }
+        let (_, answer) = self.timeline.split_at(self.n_prompt.min(self.timeline.len()));
+        let answer: Vec<u32> =
+            answer.iter().filter_map(|slot| if let Slot::Token(token) = slot { Some(*token) } else { None }).collect();
+        let mut conversation = self.conversation.clone();
+        let mut prompt = self.prompt_so_far();
+        let mut n_dropped = 0;
+        while prompt.n_tokens() + answer.len() > self.n_kept()
+            && conversation.as_mut().is_some_and(Conversation::drop_oldest_turn)
+        {
+            n_dropped += 1;
+            if let Some(conversation) = &conversation {
+                prompt = conversation.prompt(&self.engine)?;
             }
         }
-        Ok(total)
+        let n_prompt = prompt.n_tokens();
+        // The newer half of the answer, if not even all of it can stay.
+        let room = self.n_kept().saturating_sub(n_prompt);
+        let n = if answer.len() <= room { answer.len() } else { room.min(answer.len() / 2) };
+        if n_prompt + n >= self.n_ctx() {
+            return Ok(false);
+        }
+        if n > 0 {
+            prompt.pieces.push(Piece::Tokens(answer[answer.len() - n..].to_vec()));
+        }
+        let pending = self.pending;
+        self.bring(&prompt, None)?;
+        (self.n_prompt, self.pending, self.conversation) = (n_prompt, pending, conversation);
+        self.n_dropped += n_dropped;
+        Ok(true)
+    }
+
+    /// The last prompt again, from the timeline.
+    fn prompt_so_far(&self) -> Prompt {
+        let mut prompt = Prompt::default();
+        for slot in &self.timeline[..self.n_prompt.min(self.timeline.len())] {
+            match (*slot, prompt.pieces.last_mut()) {
+                (Slot::Token(token), Some(Piece::Tokens(tokens))) => tokens.push(token),
+                (Slot::Token(token), _) => prompt.pieces.push(Piece::Tokens(vec![token])),
+                (Slot::Image { id, row: 0 }, _) => {
+                    prompt.pieces.extend(self.images.iter().find(|i| i.id() == id).cloned().map(Piece::Image));
+                }
+                (Slot::Image { .. }, _) => {}
+            }
+        }
+        prompt
     }
 
     /// The slots of a prompt that this session can take.
@@ -272,6 +444,7 @@ impl Session {
     pub fn truncate(&mut self, n: usize) {
         self.cache.truncate(n);
         self.timeline.truncate(n);
+        self.n_prompt = self.n_prompt.min(n);
         self.pending = None;
         self.logits.clear();
     }
@@ -349,12 +522,19 @@ impl Session {
         trace: Option<&'a mut Trace>,
         progress: Option<&'a mut dyn FnMut(f32)>,
     ) -> Result<()> {
+        let n_past = self.cache.len();
         let mut cx = Cx::new(&self.engine.device, &mut self.activations);
-        cx.cancel = Some(self.cancel.flag());
         cx.trace = trace;
         cx.progress = progress;
         cx.collector = self.collector.as_mut();
-        self.engine.text.forward(&mut cx, x, &mut self.cache, which, &mut self.logits)
+        cx.n_resident = self.engine.resident_layers;
+        let (text, cache, logits) = (&self.engine.text, &mut self.cache, &mut self.logits);
+        let done = self.cancel.guard(|| text.forward(&mut cx, x, cache, which, logits));
+        if done.is_err() {
+            self.cache.truncate(n_past);
+            self.logits.clear();
+        }
+        done
     }
 
     /// Takes the token of the last call through the model and chooses the next; `None` when the model ends its turn.
@@ -362,11 +542,11 @@ impl Session {
     /// # Errors
     /// A full context; the session's [`Cancel`]; no successful [`Session::sync`] before it; logits that are no numbers.
     pub fn next_token(&mut self) -> Result<Option<u32>> {
-        if self.logits.is_empty() {
+        if self.logits.is_empty() && self.pending.is_none() {
             bail!(Usage, "the session has no prompt to go on from");
         }
         if let Some(token) = self.pending {
-            if self.cache.len() == self.n_ctx() {
+            if self.cache.len() == self.n_ctx() && !self.make_room()? {
                 bail!(ContextFull, "the context of {} tokens is full: raise -c to go on", self.n_ctx());
             }
             let mut x = Vec::new();
@@ -401,51 +581,122 @@ impl Session {
         generation: &Generation,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Answer> {
+        self.generate_events(generation, &mut |event| match event {
+            Event::Text(text) => on_text(text),
+            Event::Region(_) => ControlFlow::Continue(()),
+        })
+    }
+
+    /// [`Session::generate`], which also tells each place in a picture as soon as the text has pointed at it.
+    ///
+    /// # Errors
+    /// As [`Session::generate`].
+    pub fn generate_events(
+        &mut self,
+        generation: &Generation,
+        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Answer> {
         let engine = self.engine.clone();
-        let mut decoder = StreamDecoder::new(&engine.tokenizer);
+        let tokenizer = &engine.tokenizer;
+        let dialect = generation.dialect.filter(|_| self.picture.is_some());
+        let tags = dialect.map_or(&[][..], Dialect::tags).iter().filter_map(|tag| tokenizer.token_id(tag));
+        let mut decoder = StreamDecoder::new(tokenizer).with_shown(tags.collect());
         let mut stop = StopMatcher::new(generation.stop.iter().cloned());
-        let mut answer = Answer { text: String::new(), tokens: Vec::new(), finish: Finish::Length };
-        let mut emit = |text: &str, answer: &mut Answer| {
-            answer.text.push_str(text);
-            if text.is_empty() { ControlFlow::Continue(()) } else { on_text(text) }
+        let mut output = Output {
+            answer: Answer { text: String::new(), regions: Vec::new(), tokens: Vec::new(), finish: Finish::Length },
+            grounding: dialect.map(|dialect| Grounding::new(dialect).with_default_label(&generation.label)),
+            picture: self.picture,
+            on_event,
         };
-        while generation.n_predict.is_none_or(|n| answer.tokens.len() < n) {
+        let mut told = output.push(&generation.begun);
+        while told.is_continue() && generation.n_predict.is_none_or(|n| output.answer.tokens.len() < n) {
             let token = match self.next_token() {
                 Ok(Some(token)) => token,
                 Ok(None) => {
-                    answer.finish = Finish::EndOfTurn;
+                    output.answer.finish = Finish::EndOfTurn;
                     break;
                 }
                 Err(e) if e.kind() == ErrorKind::ContextFull => {
-                    answer.finish = Finish::ContextFull;
+                    output.answer.finish = Finish::ContextFull;
                     break;
                 }
                 Err(e) if e.kind() == ErrorKind::Cancelled => {
-                    answer.finish = Finish::Cancelled;
+                    output.answer.finish = Finish::Cancelled;
                     break;
                 }
                 Err(e) => return Err(e),
             };
-            answer.tokens.push(token);
+            output.answer.tokens.push(token);
             // A control token leaves no text, but may be what the caller waits for.
-            if engine.tokenizer.piece(token, false).is_empty()
-                && generation.stop.iter().any(|stop| stop == engine.tokenizer.token_text(token))
+            if tokenizer.piece(token, false).is_empty()
+                && generation.stop.iter().any(|stop| stop == tokenizer.token_text(token))
             {
-                answer.finish = Finish::Stop;
+                output.answer.finish = Finish::Stop;
                 break;
             }
             let (text, stopped) = stop.push(&decoder.push(token));
-            if emit(&text, &mut answer).is_break() {
-                answer.finish = Finish::Cancelled;
-                return Ok(answer);
-            }
+            told = output.push(&text);
             if stopped {
-                answer.finish = Finish::Stop;
-                return Ok(answer);
+                output.answer.finish = Finish::Stop;
+                break;
             }
         }
-        let (rest, _) = stop.push(&decoder.finish());
-        let _ = emit(&(rest + &stop.finish()), &mut answer);
-        Ok(answer)
+        if told.is_continue() {
+            // After a stop text nothing comes of these two.
+            let (rest, _) = stop.push(&decoder.finish());
+            told = output.push(&(rest + &stop.finish()));
+        }
+        if told.is_continue() {
+            told = output.finish();
+        }
+        if told.is_break() {
+            output.answer.finish = Finish::Cancelled;
+        }
+        Ok(output.answer)
+    }
+}
+
+/// Where an answer goes.
+struct Output<'e> {
+    answer: Answer,
+    grounding: Option<Grounding>,
+    picture: Option<(usize, View)>,
+    on_event: &'e mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+}
+
+impl Output<'_> {
+    fn push(&mut self, text: &str) -> ControlFlow<()> {
+        match &mut self.grounding {
+            Some(grounding) => {
+                let spans = grounding.push(text);
+                self.tell(spans)
+            }
+            None => self.text(text),
+        }
+    }
+
+    fn finish(&mut self) -> ControlFlow<()> {
+        let spans = self.grounding.as_mut().map(Grounding::finish).unwrap_or_default();
+        self.tell(spans)
+    }
+
+    fn tell(&mut self, spans: Vec<Span>) -> ControlFlow<()> {
+        for span in spans {
+            match (span, self.picture) {
+                (Span::Place(place), Some((picture, view))) => {
+                    let region = Region::new(place, picture, &view);
+                    (self.on_event)(Event::Region(&region))?;
+                    self.answer.regions.push(region);
+                }
+                (Span::Place(_), None) => {}
+                (Span::Text(text), _) => self.text(&text)?,
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn text(&mut self, text: &str) -> ControlFlow<()> {
+        self.answer.text.push_str(text);
+        if text.is_empty() { ControlFlow::Continue(()) } else { (self.on_event)(Event::Text(text)) }
     }
 }

@@ -118,7 +118,7 @@ impl Runner {
         }
         let device = Cpu::new(options.n_threads);
         let mut unwatched = |_| {};
-        let prepare = Prepare::new(&device.team, None, &mut unwatched);
+        let prepare = Prepare::new(&device.team, &mut unwatched);
         let loading = Loading {
             prepare: Some(&prepare),
             vision: options.vision_precision,

@@ -24,6 +24,13 @@ pub enum Precision {
     Int8,
 }
 
+impl Precision {
+    /// Whether a vision encoder's matrix of `dtype` and rows of `n_cols` is rounded to 8 bits at load.
+    pub fn rounds(self, dtype: Dtype, n_cols: usize) -> bool {
+        self != Precision::F32 && dtype.is_float() && n_cols.is_multiple_of(32)
+    }
+}
+
 impl std::str::FromStr for Precision {
     type Err = Error;
 
@@ -46,8 +53,19 @@ pub struct Loading<'a> {
     pub vision: Precision,
     /// Whether matrices are interleaved, or multiplied with as they are stored.
     pub repack: bool,
-    /// Where the names of the matrices that are asked for are noted.
-    pub noted: Option<&'a RefCell<Vec<String>>>,
+    /// Where the names of the tensors that are asked for are noted.
+    pub noted: Option<&'a RefCell<Noted>>,
+}
+
+/// Names of tensors that a model asks for, by what becomes of them.
+#[derive(Clone, Debug, Default)]
+pub struct Noted {
+    /// Multiplied with.
+    pub matrices: Vec<String>,
+    /// Looked up row by row.
+    pub tables: Vec<String>,
+    /// Made floats at load.
+    pub vectors: Vec<String>,
 }
 
 /// A matrix of any runnable type: `[n_rows, n_cols]`, rows are output features. Left where it is stored, or made at load.
@@ -85,6 +103,16 @@ impl Weight {
     /// The matrix as kernels take it.
     pub fn view(&self) -> Weights<'_> {
         Weights { dtype: self.dtype, layout: self.layout, n_rows: self.n_rows, n_cols: self.n_cols, data: &self.bytes }
+    }
+
+    /// Tells the system that it will be read soon, where it lies in a mapped file.
+    pub fn read_ahead(&self) {
+        self.bytes.read_ahead(0..self.bytes.len());
+    }
+
+    /// Tells the system that it will not be read soon, where it lies in a mapped file.
+    pub fn give_back(&self) {
+        self.bytes.give_back(0..self.bytes.len());
     }
 
     /// Expands row `i` into `out: [n_cols]`.
@@ -150,13 +178,19 @@ impl<'a> Loader<'a> {
 
     /// A matrix that is multiplied with, as it is stored.
     fn matrix(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
-        let stored = self.table(name, n_rows, n_cols)?;
-        if let Some(noted) = self.loading.noted
-            && noted.borrow().last().is_none_or(|last| last != name)
-        {
-            noted.borrow_mut().push(name.to_owned());
-        }
+        let stored = self.as_matrix(name, n_rows, n_cols)?;
+        self.note(name, |noted| &mut noted.matrices);
         Ok(stored)
+    }
+
+    fn note(&self, name: &str, list: impl Fn(&mut Noted) -> &mut Vec<String>) {
+        if let Some(noted) = self.loading.noted {
+            let mut noted = noted.borrow_mut();
+            let list = list(&mut noted);
+            if list.last().is_none_or(|last| last != name) {
+                list.push(name.to_owned());
+            }
+        }
     }
 
     /// A matrix `[n_rows, n_cols]` whose rows are looked up one by one: it stays where it is stored.
@@ -164,6 +198,12 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// A tensor that is missing, of another shape or of a type without kernels.
     pub fn table(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
+        self.note(name, |noted| &mut noted.tables);
+        self.as_matrix(name, n_rows, n_cols)
+    }
+
+    /// A tensor as a matrix `[n_rows, n_cols]`, where it is stored.
+    fn as_matrix(&self, name: &str, n_rows: usize, n_cols: usize) -> Result<Weight> {
         let info = self.info(name)?;
         let (rows, cols) = match info.shape.as_slice() {
             [] => (1, 1),
@@ -228,12 +268,8 @@ impl<'a> Loader<'a> {
 
     /// A stored matrix in [`Loading::vision`] precision.
     fn for_vision(&self, stored: Weight) -> Result<Weight> {
-        match self.loading {
-            Loading { prepare: Some(prepare), vision: Precision::Auto | Precision::Int8, .. }
-                if stored.dtype.is_float() && stored.n_cols.is_multiple_of(32) =>
-            {
-                prepare.round(&stored)
-            }
+        match self.loading.prepare {
+            Some(prepare) if self.loading.vision.rounds(stored.dtype, stored.n_cols) => prepare.round(&stored),
             _ => self.prepared(stored),
         }
     }
@@ -255,13 +291,14 @@ impl<'a> Loader<'a> {
     /// All elements of a tensor as floats.
     pub fn floats(&self, info: &TensorInfo) -> Result<Vec<f32>> {
         self.check_runnable(info)?;
+        self.note(&info.name, |noted| &mut noted.vectors);
         let mut out = vec![0.0; info.n_elements()];
         if info.layout == Layout::Rows {
             (kernels().dequantize)(info.dtype, &self.gguf.bytes(info), &mut out);
         } else {
             let n_rows = info.shape[0];
             let n_cols = out.len() / n_rows;
-            let weight = self.table(&info.name, n_rows, n_cols)?;
+            let weight = self.as_matrix(&info.name, n_rows, n_cols)?;
             out.chunks_exact_mut(n_cols).enumerate().for_each(|(i, row)| weight.row(i, row));
         }
         Ok(out)

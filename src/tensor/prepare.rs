@@ -3,14 +3,13 @@
 
 use super::Weight;
 use crate::gguf::Bytes;
-use crate::{Dtype, Error, ErrorKind, Result};
+use crate::{Dtype, Result, unless_stopped};
 use mmq_kernels::interleave::interleave;
 use mmq_kernels::panel::PANEL_ROWS;
 use mmq_kernels::round::{Steps, to_q8_0};
 use mmq_kernels::{Layout, Team, Weights, kernels};
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes that are taken between two looks at who wants to stop: more than regions of the team cost, less than what a
 /// person or a small device would notice.
@@ -19,15 +18,15 @@ const CHUNK: usize = 8 << 20;
 /// What makes new forms of matrices, and who watches.
 pub struct Prepare<'a> {
     team: &'a Team,
-    cancel: Option<&'a AtomicBool>,
     /// Told the number of bytes done since the last call.
     progress: RefCell<&'a mut dyn FnMut(usize)>,
 }
 
 impl<'a> Prepare<'a> {
-    /// Works with `team` until `cancel` is set; `progress` is told of each stretch of stored bytes that is done.
-    pub fn new(team: &'a Team, cancel: Option<&'a AtomicBool>, progress: &'a mut dyn FnMut(usize)) -> Prepare<'a> {
-        Prepare { team, cancel, progress: RefCell::new(progress) }
+    /// Works with `team` until it is [stopped](mmq_kernels::stopped); `progress` is told of each stretch of stored bytes that
+    /// is done.
+    pub fn new(team: &'a Team, progress: &'a mut dyn FnMut(usize)) -> Prepare<'a> {
+        Prepare { team, progress: RefCell::new(progress) }
     }
 
     /// The threads that it works with.
@@ -68,9 +67,7 @@ impl<'a> Prepare<'a> {
         let bytes = Bytes::filled(n_rows * made, |out| {
             from.read_ahead(0..step.min(n_rows) * stored);
             for first in (0..n_rows).step_by(step) {
-                if self.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
-                    return Err(Error::new(ErrorKind::Cancelled, "stopped"));
-                }
+                unless_stopped()?;
                 let rows = first..n_rows.min(first + step);
                 let next = rows.end..n_rows.min(rows.end + step);
                 from.read_ahead(next.start * stored..next.end * stored);

@@ -1,6 +1,6 @@
 //! What a run tells besides the answer: progress while it works, timings at the end, or all of it as JSON.
 
-use crate::pipelines::{Answer, Engine, Finish, Session};
+use crate::pipelines::{Answer, Engine, Finish, Region, Session};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -136,6 +136,7 @@ impl Report {
         };
         serde_json::json!({
             "text": answer.text.trim_start(),
+            "boxes": answer.regions.iter().map(Region::json).collect::<Vec<_>>(),
             "finish": finish,
             "tokens": answer.tokens,
             "model": engine.name(),

@@ -83,6 +83,16 @@ impl Dry {
         self.last.clear();
     }
 
+    /// The tokens seen, newest first.
+    pub fn tokens(&self) -> Vec<u32> {
+        self.last.iter().copied().collect()
+    }
+
+    /// Goes on from the tokens that [`Dry::tokens`] gave.
+    pub fn restore(&mut self, tokens: &[u32]) {
+        self.last = tokens.iter().copied().take(self.window).collect();
+    }
+
     /// How far back a repetition may reach: to the newest breaker.
     fn limit(&self) -> usize {
         for (i, token) in self.last.iter().enumerate() {

@@ -4,6 +4,7 @@ mod candidates;
 mod dry;
 mod params;
 mod rng;
+mod state;
 
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ use candidates::Candidates;
 use dry::Dry;
 pub use params::{SamplerKind, SamplerParams};
 use rng::{Rng, random_seed};
+pub use state::SamplerState;
 use std::collections::{HashMap, VecDeque};
 
 /// The chain with its state: random numbers and the tokens seen.

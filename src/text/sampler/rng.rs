@@ -20,6 +20,17 @@ impl Rng {
         Rng { state, next: N }
     }
 
+    /// The numbers that it draws from, and how many of them are drawn.
+    pub fn state(&self) -> (Vec<u32>, usize) {
+        (self.state.to_vec(), self.next)
+    }
+
+    /// One that goes on from what [`Rng::state`] gave; `None` if it gives no such thing.
+    pub fn restored((state, next): &(Vec<u32>, usize)) -> Option<Rng> {
+        let state: [u32; N] = state.as_slice().try_into().ok()?;
+        (*next <= N).then(|| Rng { state: Box::new(state), next: *next })
+    }
+
     pub fn u32(&mut self) -> u32 {
         if self.next == N {
             for i in 0..N {

@@ -352,6 +352,11 @@ impl Style {
         out
     }
 
+    /// What comes before an answer.
+    pub fn assistant_start(&self) -> &'static str {
+        self.assistant.0
+    }
+
     /// What a message says, with the tags of pictures; `n_pictures` came before it.
     fn say(&self, content: &str, n_pictures: &mut usize, out: &mut Parts) {
         if !matches!(self.image, Image::Img | Image::Numbered) {

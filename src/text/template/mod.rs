@@ -174,12 +174,29 @@ impl ChatTemplate {
 
     /// The prompt, with [`IMAGE_MARKER`] where pictures go. `bos`/`eos` are the texts of these tokens. What a Jinja
     /// template refuses is a [`Format`](crate::ErrorKind::Format) error with its words.
+    ///
+    /// With `add_generation_prompt`, a last message of the assistant is the beginning of its answer: the prompt ends with it.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool, bos: &str, eos: &str) -> Result<String> {
         Ok(self.parts(messages, add_generation_prompt, bos, eos)?.text())
     }
 
     /// [`ChatTemplate::render`], with what the template says told from what messages say; Jinja does not tell.
     pub fn parts(&self, messages: &[Message], add_generation_prompt: bool, bos: &str, eos: &str) -> Result<Parts> {
+        if let [head @ .., begun] = messages
+            && begun.role == Role::Assistant
+            && add_generation_prompt
+        {
+            let mut parts = match &self.kind {
+                Kind::Builtin(style) => {
+                    let mut parts = style.render(head, false);
+                    parts.frame(style.assistant_start());
+                    parts
+                }
+                Kind::Jinja(_) => self.parts(head, true, bos, eos)?,
+            };
+            parts.said(&begun.content);
+            return Ok(parts);
+        }
         match &self.kind {
             Kind::Builtin(style) => Ok(style.render(messages, add_generation_prompt)),
             Kind::Jinja(jinja) => {

@@ -73,6 +73,17 @@ fn chatml_direct() {
 }
 
 #[test]
+fn answers_that_are_begun() {
+    let begun = |name: &str| render(name, &[user("Q"), assistant("It is")]);
+    assert!(begun("vicuna_v1").ends_with("USER: Q ASSISTANT: It is"));
+    assert_eq!(begun("chatml"), "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nIt is");
+    assert_eq!(begun("mistral_instruct"), "[INST] Q [/INST] It is");
+    assert_eq!(begun("plain"), "QIt is");
+    let jinja = "{% for m in messages %}<{{ m.content }}>{% endfor %}{% if add_generation_prompt %}A:{% endif %}";
+    assert_eq!(begun(jinja), "<Q>A:It is");
+}
+
+#[test]
 fn several_pictures_and_none() {
     let two = render("mistral_instruct", &[user("<__media__><__media__>\nCompare <__media__>.")]);
     assert_eq!(two, "[INST] <__media__>\n<__media__>\nCompare <__media__>. [/INST]");
@@ -114,7 +125,7 @@ fn others_by_name() {
 #[test]
 fn jinja_as_transformers_runs_it() {
     let template = "{%- for m in messages -%}\n    {% if m['role'] == 'user' %}\n{{ bos_token + '<u>' + m.content.strip() }}\n    {% endif %}\n{% endfor %}\n{% if add_generation_prompt %}<a>{% endif %}\n";
-    let prompt = render(template, &[user(" hi "), assistant("x")]);
+    let prompt = render(template, &[assistant("x"), user(" hi ")]);
     assert_eq!(prompt, "<s><u>hi\n<a>");
     let t =
         ChatTemplate::new("{{ messages[0]['content'] }}{{ {'a': [1, '<é>']} | tojson }}{{ tools is none }}").unwrap();

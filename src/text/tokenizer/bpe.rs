@@ -2,7 +2,8 @@
 
 use super::pre::{Pre, byte_char};
 use super::vocab::Vocab;
-use crate::{Result, bail};
+use crate::{Result, bail, unless_stopped};
+use mmq_kernels::stopped;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -79,6 +80,7 @@ impl Bpe {
         };
         let mut joined = String::new();
         for (rank, merge) in merges.iter().enumerate() {
+            unless_stopped()?;
             // The left part may itself begin with a space.
             let space = merge.char_indices().skip(1).find(|&(_, c)| c == ' ').map(|(i, _)| i);
             let Some(space) = space else {
@@ -127,7 +129,11 @@ impl Bpe {
     /// Appends the tokens of `text`.
     pub fn encode(&self, vocab: &Vocab, text: &str, out: &mut Vec<u32>) {
         let mut scratch = Scratch::default();
-        self.pre.split(text, |word| self.encode_word(vocab, word, &mut scratch, out));
+        self.pre.split(text, |word| {
+            if !stopped() {
+                self.encode_word(vocab, word, &mut scratch, out);
+            }
+        });
     }
 
     fn encode_word(&self, vocab: &Vocab, word: &str, scratch: &mut Scratch, out: &mut Vec<u32>) {
@@ -222,7 +228,7 @@ impl Bpe {
         for right in 1..n {
             propose(queue, symbols, right - 1, right);
         }
-        while let Some(Reverse((_, left, l, r))) = queue.pop() {
+        while let Some(Reverse((_, left, l, r))) = queue.pop().filter(|_| !stopped()) {
             let here = symbols[left as usize];
             let right = here.next;
             if here.len == 0 || here.id != l || right == UNKNOWN || symbols[right as usize].id != r {

@@ -68,7 +68,7 @@ impl Tokenizer {
         Ok(Tokenizer { vocab, specials, algorithm, add_bos, add_eos, add_space_prefix })
     }
 
-    /// Tokens of `text`. `add_special`: BOS/EOS as the file asks for; `parse_special`: control tokens written out in
+    /// Tokens of `text`: only some when it is [stopped](mmq_kernels::stopped). `add_special`: BOS/EOS as the file asks for; `parse_special`: control tokens written out in
     /// the text become those tokens.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
         self.encode_parsing(text, add_special, if parse_special { Parse::All } else { Parse::Only(&[]) })

@@ -5,6 +5,7 @@
 
 use crate::{Error, ErrorKind, Result, bail};
 use fancy_regex::Regex;
+use mmq_kernels::stopped;
 
 /// What a `pre` name stands for.
 struct Kind {
@@ -361,7 +362,9 @@ fn split<'t>(steps: &[(Step, Option<Regex>)], text: &'t str, word: &mut impl FnM
     };
     let mut pos = 0;
     // A pattern that gives up leaves the rest in one piece; those here have nothing to give up on.
-    while let Ok(Some(m)) = regex.find_from_pos(text, pos) {
+    while !stopped()
+        && let Ok(Some(m)) = regex.find_from_pos(text, pos)
+    {
         let mut end = m.end();
         if !matches!(step, Split(_)) {
             end = leave_space(text, m.start(), end, matches!(step, Lines(_)));

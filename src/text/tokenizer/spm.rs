@@ -1,6 +1,7 @@
 //! SentencePiece as LLaMA uses it: merge the neighbours that form the best-scored token until none do. Not Viterbi.
 
 use super::vocab::Vocab;
+use mmq_kernels::stopped;
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
@@ -72,7 +73,7 @@ impl Spm {
 
         let mut queue = BinaryHeap::new();
         let propose = |queue: &mut BinaryHeap<Pair>, symbols: &[Symbol], left: usize, right: usize| {
-            if left == NONE || right == NONE {
+            if left == NONE || right == NONE || stopped() {
                 return;
             }
             let (start, len) = (symbols[left].start, symbols[left].len + symbols[right].len);
@@ -83,7 +84,7 @@ impl Spm {
         for right in 1..symbols.len() {
             propose(&mut queue, &symbols, right - 1, right);
         }
-        while let Some(pair) = queue.pop() {
+        while let Some(pair) = queue.pop().filter(|_| !stopped()) {
             let (l, r) = (symbols[pair.left].len, symbols[pair.right].len);
             if l == 0 || r == 0 || l + r != pair.len {
                 continue;

@@ -6,6 +6,8 @@ use super::Tokenizer;
 pub struct StreamDecoder<'a> {
     tokenizer: &'a Tokenizer,
     special: bool,
+    /// Control tokens that are written out all the same.
+    shown: Vec<u32>,
     /// The beginning of a character whose end has not come yet: at most three bytes.
     open: Vec<u8>,
 }
@@ -13,7 +15,7 @@ pub struct StreamDecoder<'a> {
 impl<'a> StreamDecoder<'a> {
     /// A decoder at the start of a text; control tokens leave no trace in it.
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
-        StreamDecoder { tokenizer, special: false, open: Vec::new() }
+        StreamDecoder { tokenizer, special: false, shown: Vec::new(), open: Vec::new() }
     }
 
     /// The same decoder, which writes control tokens out if `special`.
@@ -22,9 +24,15 @@ impl<'a> StreamDecoder<'a> {
         self
     }
 
+    /// The same decoder, which writes the control tokens `shown` out.
+    pub fn with_shown(mut self, shown: Vec<u32>) -> Self {
+        self.shown = shown;
+        self
+    }
+
     /// The text that `token` completes; empty while a character is still open.
     pub fn push(&mut self, token: u32) -> String {
-        self.open.extend(self.tokenizer.piece(token, self.special));
+        self.open.extend(self.tokenizer.piece(token, self.special || self.shown.contains(&token)));
         let mut text = String::new();
         loop {
             match std::str::from_utf8(&self.open) {
