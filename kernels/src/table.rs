@@ -158,8 +158,8 @@ mod tests {
 
     #[test]
     fn a_level_is_chosen_by_name() {
-        let scalar = scalar::table();
-        let all: Vec<_> = Level::ALL.iter().map(|&level| Kernels { level, ..scalar }).collect();
+        let mut all = vec![scalar::table(); Level::ALL.len()];
+        all.iter_mut().zip(Level::ALL).for_each(|(table, level)| table.level = level);
         for level in Level::ALL {
             let (table, complaint) = choose(&all, level.name());
             assert_eq!((table.level, complaint), (level, None));
