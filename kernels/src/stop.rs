@@ -92,7 +92,7 @@ mod tests {
     fn what_is_stopped_gives_nothing() {
         let flag = AtomicBool::new(false);
         assert!(!stopped());
-        assert_eq!(until(&flag, || stopped()), Some(false));
+        assert_eq!(until(&flag, stopped), Some(false));
         assert_eq!(until(&flag, || flag.store(true, Ordering::Relaxed)), None);
         assert_eq!(until(&flag, || assert!(stopped())), None);
         assert!(!stopped());

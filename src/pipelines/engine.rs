@@ -1,7 +1,7 @@
 //! A loaded model: text decoder, tokenizer, and if there is one the half that sees.
 
 use super::image_cache::{ImageCache, ImageCacheOptions, ImageCacheStats};
-use super::prompt::{EncodedImage, ImageHeader, ImageId, Piece, Prompt};
+use super::prompt::{EncodedImage, ImageId, Piece, Prompt};
 use crate::architectures::{self, ImageRows, TextModel, VisionModel};
 use crate::blocks::image_tokens::ImageTokens;
 use crate::device::{Cpu, Power};
@@ -317,10 +317,11 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::n_image_tokens`].
+    #[cfg(feature = "ffi")]
     pub(crate) fn placeholder(&self, width: usize, height: usize) -> Result<Arc<EncodedImage>> {
         let n_tokens = self.n_image_tokens(width, height)?;
         let view = self.vision()?.preprocess().view(width, height);
-        let header = ImageHeader { id: ImageId([0; 16]), n_tokens, n_tokens_all: n_tokens, view };
+        let header = super::prompt::ImageHeader { id: ImageId([0; 16]), n_tokens, n_tokens_all: n_tokens, view };
         Ok(Arc::new(EncodedImage::restored(header, Vec::new())))
     }
 
