@@ -4,6 +4,7 @@ use super::edge::{self, Result, usage};
 use super::engine::mmq_engine;
 use super::error::{mmq_error, mmq_status};
 use super::task::{Phase, Task, mmq_task};
+use crate::media::decode::over;
 use crate::media::{self, DecodeOptions, Image};
 use crate::pipelines::EncodedImage;
 use crate::{Error, ErrorKind};
@@ -146,10 +147,7 @@ impl Raw {
             for pixel in row.chunks_exact(self.n_channels).take(self.width) {
                 let over_white = |value: u8| match pixel.get(3) {
                     None | Some(255) => value,
-                    Some(&alpha) => {
-                        let (value, alpha) = (u32::from(value), u32::from(alpha));
-                        ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
-                    }
+                    Some(&alpha) => over(value, 255, alpha),
                 };
                 rgb.extend(self.rgb.map(|at| over_white(pixel[at])));
             }

@@ -428,6 +428,7 @@ fn conversations_go_on() {
     }
     let answers = [false, true].map(|embedded| {
         let raw = super::tests::session(&engine, &[("stop", "center")]);
+        add_text(&raw, RAW, "USER: ");
         // SAFETY: as above.
         succeed(|e| unsafe {
             match embedded {
@@ -435,7 +436,7 @@ fn conversations_go_on() {
                 false => mmq_session_add_image(raw.0, RAW, image.0, e),
             }
         });
-        add_text(&raw, RAW, "Describe the picture.");
+        add_text(&raw, RAW, "\nDescribe the picture. ASSISTANT:");
         answer(&raw)
     });
     assert!(answers[0] == answers[1] && !answers[0].is_empty() && !answers[0].contains("center"), "{answers:?}");
@@ -463,7 +464,7 @@ fn pixels_come_in_several_layouts() {
         assert!(unsafe { (*raw.0).pixels == decoded }, "format {format}, stride {stride}");
     }
     // Half transparent black over white, and nothing at all.
-    let pixels = [0, 0, 0, 128, 9, 9, 9, 0];
+    let pixels = [0_u8, 0, 0, 128, 9, 9, 9, 0];
     let raw = made(mmq_image_free, |place, e| {
         // SAFETY: as above.
         unsafe { mmq_image_raw(pixels.as_ptr().cast(), 2, 1, 0, 2, place, e) }

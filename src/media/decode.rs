@@ -394,7 +394,7 @@ fn to_rgb(image: DynamicImage, background: [u8; 3]) -> image::RgbImage {
 }
 
 /// `value` over `background` at `alpha`/255, rounded.
-fn over(value: u8, background: u8, alpha: u8) -> u8 {
+pub(crate) fn over(value: u8, background: u8, alpha: u8) -> u8 {
     let sum = u32::from(value) * u32::from(alpha) + u32::from(background) * (255 - u32::from(alpha)) + 128;
     (((sum >> 8) + sum) >> 8) as u8
 }
