@@ -119,7 +119,7 @@ fn the_shared_library_exports_the_header_and_nothing_else() {
     let header = include_str!("../src/ffi/mmq.h");
     let code = header.split("#define MMQ_ABI_VERSION").nth(1).expect("the header has a version");
     let functions = code.split(['*', ' ', '\n']).filter_map(|word| Some(word.split_once('(')?.0));
-    let declared: BTreeSet<&str> = functions.filter(|name| name.starts_with("mmq_")).collect();
+    let declared: BTreeSet<&str> = functions.filter(|name| name.starts_with("mmq_") && !name.ends_with(')')).collect();
     assert!(declared.len() > 30, "{declared:?}");
     assert_eq!(exported, declared);
 }

@@ -87,9 +87,9 @@ static mmq_image *draw(void)
     mmq_image *image;
     mmq_error *error = NULL;
     int x, y;
-    memset(pixels, 245, sizeof pixels);
-    for (y = 32; y < 64; y++) {
-        for (x = 32; x < 64; x++) {
+    memset(pixels, 255, sizeof pixels);
+    for (y = 34; y < 62; y++) {
+        for (x = 34; x < 62; x++) {
             unsigned char *pixel = pixels + y * STRIDE + 3 * x;
             pixel[0] = 30;
             pixel[1] = 60;
