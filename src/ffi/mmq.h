@@ -95,7 +95,7 @@ typedef void (*mmq_log_fn)(void *user, int32_t level, const char *message);
 
 /* Either callback may be NULL. */
 mmq_task *mmq_task_new(mmq_progress_fn progress, mmq_log_fn log, void *user);
-/* Stops the calls that run with the task, and those that will: they return MMQ_CANCELLED within 50 ms, be they busy reading
+/* Stops the calls that run with the task, and those that will: they return MMQ_CANCELLED soon, be they busy reading
  * files, repacking weights, with pictures, with the prompt or with the answer. Does not wait for them. May be called on any
  * thread, from callbacks, and in a signal handler. */
 void mmq_task_cancel(const mmq_task *task);
