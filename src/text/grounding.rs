@@ -41,7 +41,7 @@ impl Dialect {
     }
 
     /// The tags, some of which may be control tokens.
-    pub fn tags(self) -> &'static [&'static str] {
+    pub const fn tags(self) -> &'static [&'static str] {
         match self {
             Dialect::Qwen => &["<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"],
             Dialect::MiniGptV2 => &["<p>", "</p>", "<delim>"],

@@ -2,6 +2,7 @@
 //! llama.cpp knows by name.
 
 use super::{IMAGE_MARKER, Message, Parts, Role};
+use crate::text::Dialect;
 use std::borrow::Cow;
 
 /// A way to write turns: each is a text before and one behind.
@@ -60,12 +61,8 @@ const PLAIN: Style = Style {
     tags: None,
 };
 
-const QWEN_VL_BASE: Style = Style {
-    names: &["qwen_vl_base"],
-    image: Image::Img,
-    tags: Some(&["<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"]),
-    ..PLAIN
-};
+const QWEN_VL_BASE: Style =
+    Style { names: &["qwen_vl_base"], image: Image::Img, tags: Some(Dialect::Qwen.tags()), ..PLAIN };
 
 const VICUNA: Style = Style {
     names: &["vicuna_v1", "vicuna", "llava"],
