@@ -85,7 +85,11 @@ const Q4_0: u8 = 3;
 #[inline]
 fn scores<const R: usize, const KIND: u8>(q: &[f32], k: &[u8], p: &mut [Scores; R]) {
     let dim = q.len() / R;
-    let rows: [&[f32]; R] = std::array::from_fn(|i| &q[i * dim..][..dim]);
+    // A loop: `from_fn` would not be inlined.
+    let mut rows = [&q[..dim]; R];
+    for i in 1..R {
+        rows[i] = &q[i * dim..][..dim];
+    }
     let mut sums = [[_mm256_setzero_ps(); KEYS]; R];
     match KIND {
         F32 => {

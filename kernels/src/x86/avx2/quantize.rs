@@ -1,6 +1,6 @@
 //! Activations to 8 bits.
 
-use super::{load_floats, store};
+use super::load_floats;
 use crate::scalar::quantize::steps;
 use std::arch::x86_64::*;
 
@@ -37,9 +37,8 @@ fn blocks(x: &[f32], q: &mut [i8], scale: &mut [f32], sum16: &mut [f32], sum32: 
             let packed = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
             quants = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
         }
-        let mut bytes = [0; 32];
-        store(&mut bytes, quants);
-        *to = bytes.map(|b| b as i8);
+        // SAFETY: 32 quants are writable, and the store needs no alignment.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), quants) };
 
         let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), quants);
         let fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));

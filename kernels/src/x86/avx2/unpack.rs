@@ -165,20 +165,15 @@ impl<'a> Rows<'a, true> {
 }
 
 impl<const INTERLEAVED: bool> Rows<'_, INTERLEAVED> {
-    /// Asks for part `part` of `n_parts` of what follows bytes `at..at + size` of the rows: in a panel, two pages on; for rows
-    /// apart, the same bytes of the next 16 rows. By parts, since a core waits for only so many lines at a time.
+    /// Asks for part `part` of `n_parts` of what follows bytes `at..at + size` of the rows: in a panel, two pages on; of rows
+    /// apart, which lie one behind the other, the next 16 and a page. By parts, since a core waits for only so many lines at a
+    /// time.
     #[inline]
     fn ahead(&self, at: usize, size: usize, part: usize, n_parts: usize) {
-        const AHEAD: usize = 8192;
-        let part = |n: usize| n * part / n_parts..n * (part + 1) / n_parts;
-        if INTERLEAVED {
-            let lines = part((PANEL_ROWS * size).div_ceil(64));
-            lines.for_each(|i| touch(self.start[0].wrapping_add(PANEL_ROWS * at + AHEAD + 64 * i)));
-        } else {
-            for row in &self.start[part(PANEL_ROWS)] {
-                let lines = at.div_ceil(64)..(at + size).div_ceil(64);
-                lines.for_each(|line| touch(row.wrapping_add(PANEL_ROWS * self.len + 64 * line)));
-            }
+        let from = PANEL_ROWS * at + if INTERLEAVED { 8192 } else { PANEL_ROWS * self.len + 4096 };
+        let n_lines = (PANEL_ROWS * size).div_ceil(64);
+        for line in n_lines * part / n_parts..n_lines * (part + 1) / n_parts {
+            touch(self.start[0].wrapping_add(from + 64 * line));
         }
     }
 }

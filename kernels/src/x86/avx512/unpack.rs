@@ -151,22 +151,15 @@ impl<'a> Rows<'a, true> {
 }
 
 impl<const INTERLEAVED: bool> Rows<'_, INTERLEAVED> {
-    /// Bytes between an interleaved block and what is asked for when it is read.
-    const AHEAD: usize = 8192;
-
-    /// Asks for part `part` of `n_parts` of what follows bytes `at..at + size` of the rows: in a panel, two pages on; for rows
-    /// apart, the same bytes of the next 16 rows. By parts, since a core waits for only so many lines at a time.
+    /// Asks for part `part` of `n_parts` of what follows bytes `at..at + size` of the rows: in a panel, two pages on; of rows
+    /// apart, which lie one behind the other, the next 16 and a page. By parts, since a core waits for only so many lines at a
+    /// time.
     #[inline]
     fn ahead(&self, at: usize, size: usize, part: usize, n_parts: usize) {
-        let part = |n: usize| n * part / n_parts..n * (part + 1) / n_parts;
-        if INTERLEAVED {
-            let lines = part((PANEL_ROWS * size).div_ceil(64));
-            lines.for_each(|i| touch(self.start[0].wrapping_add(PANEL_ROWS * at + Self::AHEAD + 64 * i)));
-        } else {
-            for row in &self.start[part(PANEL_ROWS)] {
-                let lines = at.div_ceil(64)..(at + size).div_ceil(64);
-                lines.for_each(|line| touch(row.wrapping_add(PANEL_ROWS * self.len + 64 * line)));
-            }
+        let from = PANEL_ROWS * at + if INTERLEAVED { 8192 } else { PANEL_ROWS * self.len + 4096 };
+        let n_lines = (PANEL_ROWS * size).div_ceil(64);
+        for line in n_lines * part / n_parts..n_lines * (part + 1) / n_parts {
+            touch(self.start[0].wrapping_add(from + 64 * line));
         }
     }
 }
@@ -277,35 +270,41 @@ impl<'a, const INTERLEAVED: bool> Block<'a, INTERLEAVED> {
         if INTERLEAVED {
             return load(self.units(at));
         }
-        let mut words = [0; 64];
-        for (r, to) in words.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            *to = *self.bytes(r, at);
-        }
-        load(&words)
+        // In registers: a vector loaded from where single words were stored waits until they are in the cache.
+        let load = |r: usize| i32::from_le_bytes(*self.bytes(r, at));
+        let four = |r: usize| _mm_setr_epi32(load(r), load(r + 1), load(r + 2), load(r + 3));
+        let v = _mm512_inserti32x4::<1>(_mm512_castsi128_si512(four(0)), four(4));
+        _mm512_inserti32x4::<3>(_mm512_inserti32x4::<2>(v, four(8)), four(12))
     }
 
     /// The 2 bytes at `at` of each row.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn shorts(&self, at: usize) -> __m256i {
-        let mut shorts = [0; 32];
         if INTERLEAVED {
-            shorts = *self.units(at);
-        } else {
-            for (r, to) in shorts.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-                *to = *self.bytes(r, at);
-            }
+            // SAFETY: 32 bytes are readable, and the load needs no alignment.
+            return unsafe { _mm256_loadu_si256(self.units::<32>(at).as_ptr().cast()) };
         }
-        // SAFETY: 32 bytes are readable, and the load needs no alignment.
-        unsafe { _mm256_loadu_si256(shorts.as_ptr().cast()) }
+        let load = |r: usize| i16::from_le_bytes(*self.bytes(r, at));
+        let eight = |r: usize| {
+            let [a, b, c, d] = [load(r), load(r + 1), load(r + 2), load(r + 3)];
+            _mm_setr_epi16(a, b, c, d, load(r + 4), load(r + 5), load(r + 6), load(r + 7))
+        };
+        _mm256_set_m128i(eight(8), eight(0))
     }
 
     /// The byte at `at` of each row.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn singles(&self, at: usize) -> __m128i {
-        let bytes: [u8; 16] =
-            if INTERLEAVED { *self.units(at) } else { std::array::from_fn(|r| self.bytes::<1>(r, at)[0]) };
+        let mut bytes = [0; 16];
+        if INTERLEAVED {
+            bytes = *self.units(at);
+        } else {
+            for (r, to) in bytes.iter_mut().enumerate() {
+                *to = self.bytes::<1>(r, at)[0];
+            }
+        }
         // SAFETY: 16 bytes are readable, and the load needs no alignment.
         unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
     }
@@ -481,16 +480,22 @@ fn q8_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     b.signed(out, i, b.transpose_32(offset_of!(Q8_0, qs)), b.floats(offset_of!(Q8_0, d)));
 }
 
+/// What 4 bits stand for, in each quarter.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn table(codes: &[i8; 16]) -> __m512i {
+    // SAFETY: 16 bytes are readable, and the load needs no alignment.
+    _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) })
+}
+
 /// The values of the 32 codes at `at`, see [`IQ4_CODES`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn iq4<const P: bool>(b: Block<'_, P>, at: usize) -> [__m512i; 8] {
-    let codes = IQ4_CODES.map(|c| c as u8);
-    // SAFETY: 16 bytes are readable, and the load needs no alignment.
-    let table = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) });
+    let codes = table(&IQ4_CODES);
     let mut q = b.nibbles(at);
     for q in &mut q {
-        *q = _mm512_shuffle_epi8(table, *q);
+        *q = _mm512_shuffle_epi8(codes, *q);
     }
     q
 }

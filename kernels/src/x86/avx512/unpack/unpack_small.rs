@@ -1,6 +1,6 @@
 //! Groups of the formats of points (IQ1 to IQ3), of ternary weights and of 4-bit floats, for 16 rows at a time.
 
-use super::{Block, Groups, field, halves, shifted};
+use super::{Block, Groups, field, halves, shifted, table};
 use crate::Dtype;
 use crate::block::*;
 use crate::grid;
@@ -45,19 +45,20 @@ fn signed(points: __m512i, signs: __m512i, at: usize, upper: bool, offset: i8) -
     _mm512_mask_sub_epi8(plus, _mm512_test_epi8_mask(spread, bits), offset, points)
 }
 
-/// Sixteen bytes in each 128 bits, for a shuffle to choose from.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn table(bytes: [u8; 16]) -> __m512i {
-    // SAFETY: 16 bytes are readable, and the load needs no alignment.
-    _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
-}
-
 /// The signs of 8 weights in each byte, from the seven that are stored there, see [`even_signs`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn even(stored: __m512i) -> __m512i {
-    let odd = table(std::array::from_fn(|i| (i.count_ones() as u8 & 1) << 7));
+    const ODD: [i8; 16] = {
+        let mut odd = [0; 16];
+        let mut i = 0;
+        while i < 16 {
+            odd[i] = if i.count_ones() % 2 == 1 { i8::MIN } else { 0 };
+            i += 1;
+        }
+        odd
+    };
+    let odd = table(&ODD);
     let (low, high) = (field(stored, 0, 15), field(stored, 4, 15));
     let last = _mm512_xor_si512(_mm512_shuffle_epi8(odd, low), _mm512_shuffle_epi8(odd, high));
     _mm512_or_si512(stored, last)
@@ -305,7 +306,7 @@ pub fn tq2_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn fp4_values(codes: __m512i) -> __m512i {
-    _mm512_shuffle_epi8(table(FP4_CODES.map(|c| (c + 12) as u8)), codes)
+    _mm512_shuffle_epi8(_mm512_add_epi8(table(&FP4_CODES), _mm512_set1_epi8(12)), codes)
 }
 
 #[inline]
