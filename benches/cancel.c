@@ -1,9 +1,10 @@
 /* How long calls go on after they were cancelled, at random points of each phase.
  *
- *     cancel MODEL MMPROJ|- PICTURE [TRIALS [THREADS]]
+ *     cancel MODEL MMPROJ|- PICTURE [TRIALS [THREADS [PHASE [SEED]]]]
  *
- * Prints for each phase its length when nobody stops it, and the median, 99th percentile and maximum of the time from
- * mmq_task_cancel to the call's return, in milliseconds.
+ * Prints for each phase (or those that PHASE begins the names of) its length when nobody stops it, and the median, 99th
+ * percentile and maximum of the time from mmq_task_cancel to the call's return, in milliseconds. With a SEED each time goes to
+ * standard error too, so that runs with several seeds can be put together.
  */
 #include "mmq.h"
 
@@ -38,7 +39,9 @@ static mmq_image *image;
 static void *picture;
 static size_t picture_size;
 static char *long_text, *very_long_text;
-static const char *threads = "0";
+static const char *threads = "0", *wanted = "";
+static unsigned seed = 1;
+static int tells_all = 0;
 
 typedef mmq_status (*phase_fn)(const mmq_task *task);
 
@@ -145,7 +148,12 @@ static void measure(const char *name, phase_fn phase, int n_trials)
 {
     double *times = (double *)malloc(sizeof(double) * (size_t)n_trials), length;
     int n = 0, i;
-    mmq_task *task = mmq_task_new(NULL, NULL, NULL);
+    mmq_task *task;
+    if (strncmp(name, wanted, strlen(wanted)) != 0) {
+        free(times);
+        return;
+    }
+    task = mmq_task_new(NULL, NULL, NULL);
     phase(task);
     length = now();
     phase(task);
@@ -157,7 +165,7 @@ static void measure(const char *name, phase_fn phase, int n_trials)
         double end;
         mmq_status status;
         k.task = mmq_task_new(NULL, NULL, NULL);
-        k.wait = length * (i + 0.5) / n_trials;
+        k.wait = length * rand_r(&seed) / RAND_MAX;
         if (pthread_create(&thread, NULL, kill_later, &k) != 0) {
             exit(1);
         }
@@ -167,6 +175,9 @@ static void measure(const char *name, phase_fn phase, int n_trials)
         mmq_task_free(k.task);
         if (status == MMQ_CANCELLED) {
             times[n++] = 1e3 * (end - k.cancelled);
+            if (tells_all) {
+                fprintf(stderr, "%s\t%.3f\t%.3f\n", name, 1e3 * k.wait, times[n - 1]);
+            }
         }
     }
     qsort(times, (size_t)n, sizeof *times, by_size);
@@ -208,10 +219,15 @@ int main(int argc, char **argv)
     FILE *file;
 
     if (argc < 4 || n < 1) {
-        fputs("usage: cancel MODEL MMPROJ|- PICTURE [TRIALS [THREADS]]\n", stderr);
+        fputs("usage: cancel MODEL MMPROJ|- PICTURE [TRIALS [THREADS [PHASE [SEED]]]]\n", stderr);
         return 2;
     }
     threads = argc > 5 ? argv[5] : threads;
+    wanted = argc > 6 ? argv[6] : wanted;
+    if (argc > 7) {
+        seed = (unsigned)atoi(argv[7]);
+        tells_all = 1;
+    }
     options[0].key = "threads";
     options[0].value = threads;
     model = path(argv[1]);

@@ -119,6 +119,27 @@ mmq_status mmq_file_memory(const void *data, size_t size, void (*release)(void *
                            mmq_error **error);
 void mmq_file_free(mmq_file *file);
 
+/* ---- Memory ---- */
+
+/* How much memory a run takes, and what makes it fit a budget. */
+typedef struct mmq_plan mmq_plan;
+
+/* Reads names and shapes of the files' tensors, no weights. Options; what is not given is the plan's to choose:
+ *   budget            most memory, the program's own included: "1.5G", "800M", "1.4GiB"; otherwise what a run takes as it is
+ *   images            pictures of a conversation (1); image-size: their pixels ("1024x768")
+ *   low-memory        true: layers are read from the file each time, as many as must
+ *   load-mode, vision-precision, image-tokens, image-tokens-by       as of engines
+ *   ctx-size, ubatch-size, cache-type-k, -v                          as of sessions
+ * If nothing fits it fails with MMQ_MEMORY, and says what would. */
+mmq_status mmq_plan_new(const mmq_file *model, const mmq_file *mmproj, const mmq_option *options, size_t n_options,
+                        mmq_plan **plan, mmq_error **error);
+/* The plan as a JSON object: what is chosen, bytes of each of the "parts", most bytes in each of the "phases", and "peak". */
+const char *mmq_plan_json(const mmq_plan *plan);
+/* What is chosen, for mmq_engine_open and mmq_session_new. All three live as long as the plan. */
+const mmq_option *mmq_plan_engine_options(const mmq_plan *plan, size_t *n_options);
+const mmq_option *mmq_plan_session_options(const mmq_plan *plan, size_t *n_options);
+void mmq_plan_free(mmq_plan *plan);
+
 /* ---- Engines ---- */
 
 /* A loaded model. */

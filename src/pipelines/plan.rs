@@ -12,9 +12,9 @@ use serde::Serialize;
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
 
-/// What a process takes before it has a model: code, stacks, buffers of the threads. Measured, as the next three are, with
-/// the program on x86-64 Linux.
-const BASE: u64 = 9_500_000;
+/// What a process takes before it has a model: code, the system's libraries, stacks, buffers of the threads. Measured, as the
+/// next three are, with the program on x86-64 Linux.
+const BASE: u64 = 12_000_000;
 /// What a token of the vocabulary, or a rule of merging, takes in the tokenizer.
 const TOKEN: u64 = 100;
 /// What each takes besides while the file is read.
@@ -144,7 +144,7 @@ fn kv_name<S: serde::Serializer>(kind: &KvType, s: S) -> std::result::Result<S::
 }
 
 fn mode_name<S: serde::Serializer>(mode: &LoadMode, s: S) -> std::result::Result<S::Ok, S::Error> {
-    s.serialize_str(if *mode == LoadMode::Repack { "repack" } else { "mmap" })
+    s.serialize_str(mode.name())
 }
 
 fn n_tokens<S: serde::Serializer>(tokens: &Option<ImageTokens>, s: S) -> std::result::Result<S::Ok, S::Error> {
@@ -174,6 +174,8 @@ struct Weights {
     matrices: Vec<(Dtype, usize, usize, u64)>,
     /// Tables, of which rows are looked up: bytes, and bytes of a row.
     tables: Vec<(u64, u64)>,
+    /// Matrices whose rows are looked up too: likewise.
+    tied: Vec<(u64, u64)>,
     /// Elements and stored bytes of what becomes floats.
     vectors: (u64, u64),
 }
@@ -181,18 +183,20 @@ struct Weights {
 impl Weights {
     fn of(gguf: &Gguf, part: Part) -> Result<Weights> {
         let used = architectures::tensors(gguf, part)?;
-        let matrices: HashSet<&str> = used.matrices.iter().map(String::as_str).collect();
-        let tables: HashSet<&str> = used.tables.iter().map(String::as_str).collect();
+        let matrices: HashSet<&String> = used.matrices.iter().collect();
+        let tables: HashSet<&String> = used.tables.iter().collect();
         let mut weights = Weights::default();
         let mut seen = HashSet::new();
         for name in used.matrices.iter().chain(&used.tables).chain(&used.vectors) {
             let Some(t) = gguf.tensor(name).filter(|_| seen.insert(name)) else { continue };
             let n_bytes = t.n_bytes as u64;
             let (n_rows, n_cols) = matrix(t);
-            if matrices.contains(name.as_str()) {
+            let table = (n_bytes, n_bytes / n_rows.max(1) as u64);
+            if matrices.contains(name) {
                 weights.matrices.push((t.dtype, n_rows, n_cols, n_bytes));
-            } else if tables.contains(name.as_str()) {
-                weights.tables.push((n_bytes, n_bytes / n_rows.max(1) as u64));
+                weights.tied.extend(tables.contains(name).then_some(table));
+            } else if tables.contains(name) {
+                weights.tables.push(table);
             } else {
                 weights.vectors.0 += t.n_elements() as u64;
                 weights.vectors.1 += n_bytes;
@@ -213,14 +217,15 @@ impl Weights {
         (new, mapped)
     }
 
-    /// Bytes of tables that `n` lookups bring into memory: windows of [`FAULT`] bytes, some of them hit twice.
-    fn looked_up(&self, n: usize) -> u64 {
+    /// Bytes of tables, those aside that are read as matrices where they lie, that `n` lookups bring into memory: windows of
+    /// [`FAULT`] bytes, some of them hit twice.
+    fn looked_up(&self, n: usize, repack: bool) -> u64 {
         let touched = |(n_bytes, row): &(u64, u64)| {
             let windows = (*n_bytes as f64 / FAULT as f64).max(1.0);
             let hit = windows * (1.0 - (1.0 - 1.0 / windows).powf(n as f64 * (1.0 + *row as f64 / FAULT as f64)));
             ((hit * FAULT as f64) as u64).min(*n_bytes)
         };
-        self.tables.iter().map(touched).sum()
+        self.tables.iter().chain(self.tied.iter().filter(|_| repack)).map(touched).sum()
     }
 }
 
@@ -370,7 +375,7 @@ impl Planner {
         let n_rows =
             self.vision.as_ref().filter(|_| has_vision).map_or(0, |v| v.max_rows(choice.image_tokens) * wish.n_images);
         // Of the tokens of a text, every second has come before.
-        parts.text_mapped += self.text_weights.looked_up(n_ctx.saturating_sub(n_rows) / 2);
+        parts.text_mapped += self.text_weights.looked_up(n_ctx.saturating_sub(n_rows) / 2, repack);
         if has_vision {
             (parts.vision_made, parts.vision_mapped) = self.vision_weights.split(|dtype, n_rows, n_cols, n_bytes| {
                 let rounded = choice.vision_precision.rounds(dtype, n_cols);
@@ -496,10 +501,34 @@ fn phases(p: &Parts, release_vision: bool, loading: u64) -> Vec<Phase> {
     phases
 }
 
-/// Bytes for people, as `mmq quantize --target-size` reads them: `1.50G`.
+/// Bytes for people, as [`parse_size`] reads them: `1.50G`.
 pub fn size(n: u64) -> String {
     match n {
         0..1_000_000_000 => format!("{:.0}M", n as f64 / 1e6),
         _ => format!("{:.2}G", n as f64 / 1e9),
+    }
+}
+
+/// A number of bytes with a unit: K, M, G are powers of 1000, KiB, MiB, GiB of 1024.
+///
+/// # Errors
+/// `Usage`: anything else.
+pub fn parse_size(text: &str) -> Result<u64> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let unit = unit.to_ascii_lowercase();
+    let factor = match unit.strip_suffix('b').unwrap_or(&unit) {
+        "" => 1.0,
+        "k" => 1e3,
+        "m" => 1e6,
+        "g" => 1e9,
+        "ki" => 1024.0,
+        "mi" => 1024.0 * 1024.0,
+        "gi" => 1024.0 * 1024.0 * 1024.0,
+        _ => f64::NAN,
+    };
+    match number.parse::<f64>().map(|number| number * factor) {
+        Ok(bytes) if (1.0..1e18).contains(&bytes) => Ok(bytes as u64),
+        _ => bail!(Usage, "expected a size such as 1.5G, 800M or 1.4GiB, got {text:?}"),
     }
 }

@@ -42,6 +42,47 @@ sealed class Source {
     data class Descriptor(val fd: Int, val offset: Long = 0, val size: Long = 0) : Source()
 }
 
+private fun <T> withFile(source: Source?, use: (Pointer?) -> T): T {
+    val file = when (source) {
+        null -> return use(null)
+        is Source.Path -> made { out, error -> C.mmq_file_path(source.path, out, error) }
+        is Source.Descriptor -> made { out, error ->
+            C.mmq_file_descriptor(source.fd, source.offset, source.size, out, error)
+        }
+    }
+    return try { use(file) } finally { C.mmq_file_free(file) }
+}
+
+/** How much memory a run takes, as [json], and what makes it fit a budget, as options for [Engine.open] and [Engine.session]. */
+class Plan private constructor(val json: String, val engine: Map<String, String>, val session: Array<Pair<String, String>>) {
+    companion object {
+        /** Reads the head of the files alone. For the options see `mmq_plan_new`: `"budget" to "1.5G"`. */
+        fun of(model: Source?, mmproj: Source? = null, options: Map<String, String> = emptyMap()): Plan =
+            withFile(model) { model ->
+                withFile(mmproj) { mmproj ->
+                    val pairs = pairs(options.toList())
+                    val plan = made { out, error -> C.mmq_plan_new(model, mmproj, pairs, size(options.size), out, error) }
+                    try {
+                        val chosen = { of: (Pointer, NativeLongByReference) -> Pointer ->
+                            val n = NativeLongByReference()
+                            read(of(plan, n), n.value.toInt())
+                        }
+                        val json = C.mmq_plan_json(plan).getString(0, "UTF-8")
+                        Plan(json, chosen(C::mmq_plan_engine_options).toMap(), chosen(C::mmq_plan_session_options).toTypedArray())
+                    } finally {
+                        C.mmq_plan_free(plan)
+                    }
+                }
+            }
+
+        /** [n] of `mmq_option`. */
+        private fun read(options: Pointer, n: Int): List<Pair<String, String>> = List(n) { i ->
+            val text = { at: Int -> options.getPointer(at.toLong() * Native.POINTER_SIZE).getString(0, "UTF-8") }
+            text(2 * i) to text(2 * i + 1)
+        }
+    }
+}
+
 /** A loaded model, shared by any number of sessions and threads. Close it when no call uses it any more. */
 class Engine private constructor(pointer: Pointer) : Handle(pointer, C::mmq_engine_free) {
     companion object {
@@ -58,17 +99,6 @@ class Engine private constructor(pointer: Pointer) : Handle(pointer, C::mmq_engi
                     Engine(made { out, error -> C.mmq_engine_open(model, mmproj, pairs, size(options.size), task, out, error) })
                 }
             }
-        }
-
-        private fun <T> withFile(source: Source?, use: (Pointer?) -> T): T {
-            val file = when (source) {
-                null -> return use(null)
-                is Source.Path -> made { out, error -> C.mmq_file_path(source.path, out, error) }
-                is Source.Descriptor -> made { out, error ->
-                    C.mmq_file_descriptor(source.fd, source.offset, source.size, out, error)
-                }
-            }
-            return try { use(file) } finally { C.mmq_file_free(file) }
         }
     }
 
@@ -153,6 +183,12 @@ class Session internal constructor(pointer: Pointer) : Handle(pointer, C::mmq_se
 
     /** Forgets all but the first [n] messages. */
     fun truncate(n: Int) = check { C.mmq_session_truncate(pointer, size(n), it) }
+
+    /** Keeps what the session has read in a file, pictures included. */
+    fun save(path: String) = check { C.mmq_session_save(pointer, path, it) }
+
+    /** Takes up what [save] has kept, with the same model. */
+    fun restore(path: String) = check { C.mmq_session_restore(pointer, path, it) }
 
     /** `n_past`, `n_ctx`, `n_read` and so on: see `mmq_session_get`. */
     operator fun get(key: String): Long =
@@ -245,6 +281,13 @@ private interface Functions : Library {
     fun mmq_file_path(path: String, file: PointerByReference, error: PointerByReference): Int
     fun mmq_file_descriptor(fd: Int, offset: Long, size: Long, file: PointerByReference, error: PointerByReference): Int
     fun mmq_file_free(file: Pointer)
+    fun mmq_plan_new(
+        model: Pointer?, mmproj: Pointer?, options: Pointer?, n: NativeLong, plan: PointerByReference, error: PointerByReference,
+    ): Int
+    fun mmq_plan_json(plan: Pointer): Pointer
+    fun mmq_plan_engine_options(plan: Pointer, n: NativeLongByReference): Pointer
+    fun mmq_plan_session_options(plan: Pointer, n: NativeLongByReference): Pointer
+    fun mmq_plan_free(plan: Pointer)
     fun mmq_engine_open(
         model: Pointer?, mmproj: Pointer?, options: Pointer?, n: NativeLong, task: Pointer?, engine: PointerByReference,
         error: PointerByReference,
@@ -281,6 +324,8 @@ private interface Functions : Library {
         session: Pointer, task: Pointer?, onText: TextFn?, user: Pointer?, finish: IntByReference, error: PointerByReference,
     ): Int
     fun mmq_session_truncate(session: Pointer, n: NativeLong, error: PointerByReference): Int
+    fun mmq_session_save(session: Pointer, path: String, error: PointerByReference): Int
+    fun mmq_session_restore(session: Pointer, path: String, error: PointerByReference): Int
     fun mmq_session_get(session: Pointer, key: String, value: LongByReference, error: PointerByReference): Int
 }
 
