@@ -236,7 +236,7 @@ int main(int argc, char **argv)
     picture = malloc(64 << 20);
     picture_size = file == NULL ? 0 : fread(picture, 1, 64 << 20, file);
     check(mmq_image_decode(picture, picture_size, NULL, &image, &error), error);
-    long_text = repeat("The quick brown fox jumps over the lazy dog. ", 60);
+    long_text = repeat("The quick brown fox jumps over the lazy dog. ", 16);
     very_long_text = repeat("The quick brown fox jumps over the lazy dog. ", 20000);
 
     measure("load (mmap)", load_mmap, n);

@@ -95,8 +95,9 @@ typedef void (*mmq_log_fn)(void *user, int32_t level, const char *message);
 
 /* Either callback may be NULL. */
 mmq_task *mmq_task_new(mmq_progress_fn progress, mmq_log_fn log, void *user);
-/* Stops the calls that run with the task, and those that will: they return MMQ_CANCELLED soon, be they busy reading
- * files, repacking weights, with pictures, with the prompt or with the answer. Does not wait for them. May be called on any
+/* Stops the calls that run with the task, and those that will: they return MMQ_CANCELLED within 50 ms, unless the system lets
+ * them wait for a processor or a disk, be they busy reading files, repacking weights, with pictures, with the prompt or with
+ * the answer. Does not wait for them: a thread of the library may give memory back a little later. May be called on any
  * thread, from callbacks, and in a signal handler. */
 void mmq_task_cancel(const mmq_task *task);
 int32_t mmq_task_is_cancelled(const mmq_task *task);
