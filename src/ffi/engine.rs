@@ -66,7 +66,6 @@ impl mmq_file {
             Source::Memory(block) => Gguf::from_owner("memory", Shared(block.clone())),
         }
     }
-
 }
 
 /// A text model and its mmproj; none: those that are compiled into the library.

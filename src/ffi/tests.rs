@@ -313,12 +313,10 @@ fn what_a_plan_chooses_opens_an_engine_and_a_session() {
     // SAFETY: as above; the options live as long as the plan.
     let (engine, session) = unsafe {
         let options = mmq_plan_engine_options(fitted.0, &mut n_engine);
-        let engine = made(mmq_engine_free, |place, e| {
-            mmq_engine_open(null(), null(), options, n_engine, null(), place, e)
-        });
+        let engine =
+            made(mmq_engine_free, |place, e| mmq_engine_open(null(), null(), options, n_engine, null(), place, e));
         let options = mmq_plan_session_options(fitted.0, &mut n_session);
-        let session =
-            made(mmq_session_free, |place, e| mmq_session_new(engine.0, options, n_session, place, e));
+        let session = made(mmq_session_free, |place, e| mmq_session_new(engine.0, options, n_session, place, e));
         (engine, session)
     };
     assert_eq!((n_engine, n_session), (4, 4));

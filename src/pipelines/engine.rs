@@ -335,11 +335,7 @@ impl Engine {
         match &self.vision {
             Some(vision) => Ok(vision.as_ref()),
             None => {
-                bail!(
-                    Usage,
-                    "{}: a text model without mmproj cannot look at pictures",
-                    self.name
-                )
+                bail!(Usage, "{}: a text model without mmproj cannot look at pictures", self.name)
             }
         }
     }

@@ -174,8 +174,6 @@ struct Weights {
     matrices: Vec<(Dtype, usize, usize, u64)>,
     /// Tables, of which rows are looked up: bytes, and bytes of a row.
     tables: Vec<(u64, u64)>,
-    /// Matrices whose rows are looked up too: likewise.
-    tied: Vec<(u64, u64)>,
     /// Elements and stored bytes of what becomes floats.
     vectors: (u64, u64),
 }
@@ -183,20 +181,18 @@ struct Weights {
 impl Weights {
     fn of(gguf: &Gguf, part: Part) -> Result<Weights> {
         let used = architectures::tensors(gguf, part)?;
-        let matrices: HashSet<&String> = used.matrices.iter().collect();
-        let tables: HashSet<&String> = used.tables.iter().collect();
+        let matrices: HashSet<&str> = used.matrices.iter().map(String::as_str).collect();
+        let tables: HashSet<&str> = used.tables.iter().map(String::as_str).collect();
         let mut weights = Weights::default();
         let mut seen = HashSet::new();
         for name in used.matrices.iter().chain(&used.tables).chain(&used.vectors) {
             let Some(t) = gguf.tensor(name).filter(|_| seen.insert(name)) else { continue };
             let n_bytes = t.n_bytes as u64;
             let (n_rows, n_cols) = matrix(t);
-            let table = (n_bytes, n_bytes / n_rows.max(1) as u64);
-            if matrices.contains(name) {
+            if matrices.contains(name.as_str()) {
                 weights.matrices.push((t.dtype, n_rows, n_cols, n_bytes));
-                weights.tied.extend(tables.contains(name).then_some(table));
-            } else if tables.contains(name) {
-                weights.tables.push(table);
+            } else if tables.contains(name.as_str()) {
+                weights.tables.push((n_bytes, n_bytes / n_rows.max(1) as u64));
             } else {
                 weights.vectors.0 += t.n_elements() as u64;
                 weights.vectors.1 += n_bytes;
@@ -205,27 +201,27 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Bytes that are made of the matrices that `made` takes (their new size), and of those that it leaves mapped.
+    /// Bytes that are made of the matrices that `made` takes (their new size), and of those that it leaves mapped. Of the former
+    /// an end stays mapped, which comes back with the matrix behind it.
     fn split(&self, made: impl Fn(Dtype, usize, usize, u64) -> Option<u64>) -> (u64, u64) {
         let (mut new, mut mapped) = (4 * self.vectors.0, self.vectors.1);
         for (dtype, n_rows, n_cols, n_bytes) in &self.matrices {
             match made(*dtype, *n_rows, *n_cols, *n_bytes) {
-                Some(n) => new += n,
+                Some(n) => (new, mapped) = (new + n, mapped + n_bytes.min(&(FAULT / 2))),
                 None => mapped += n_bytes,
             }
         }
         (new, mapped)
     }
 
-    /// Bytes of tables, those aside that are read as matrices where they lie, that `n` lookups bring into memory: windows of
-    /// [`FAULT`] bytes, some of them hit twice.
-    fn looked_up(&self, n: usize, repack: bool) -> u64 {
+    /// Bytes of tables that `n` lookups bring into memory: windows of [`FAULT`] bytes, some of them hit twice.
+    fn looked_up(&self, n: usize) -> u64 {
         let touched = |(n_bytes, row): &(u64, u64)| {
             let windows = (*n_bytes as f64 / FAULT as f64).max(1.0);
             let hit = windows * (1.0 - (1.0 - 1.0 / windows).powf(n as f64 * (1.0 + *row as f64 / FAULT as f64)));
             ((hit * FAULT as f64) as u64).min(*n_bytes)
         };
-        self.tables.iter().chain(self.tied.iter().filter(|_| repack)).map(touched).sum()
+        self.tables.iter().map(touched).sum()
     }
 }
 
@@ -375,7 +371,7 @@ impl Planner {
         let n_rows =
             self.vision.as_ref().filter(|_| has_vision).map_or(0, |v| v.max_rows(choice.image_tokens) * wish.n_images);
         // Of the tokens of a text, every second has come before.
-        parts.text_mapped += self.text_weights.looked_up(n_ctx.saturating_sub(n_rows) / 2, repack);
+        parts.text_mapped += self.text_weights.looked_up(n_ctx.saturating_sub(n_rows) / 2);
         if has_vision {
             (parts.vision_made, parts.vision_mapped) = self.vision_weights.split(|dtype, n_rows, n_cols, n_bytes| {
                 let rounded = choice.vision_precision.rounds(dtype, n_cols);

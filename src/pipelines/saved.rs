@@ -136,7 +136,11 @@ impl Header {
             );
         }
         if self.n_past > n_ctx {
-            bail!(ContextFull, "{name}: a session of {} tokens, but the context holds {n_ctx}: raise ctx-size", self.n_past);
+            bail!(
+                ContextFull,
+                "{name}: a session of {} tokens, but the context holds {n_ctx}: raise ctx-size",
+                self.n_past
+            );
         }
         if let Some(token) = self.pending.filter(|token| *token as usize >= self.n_vocab) {
             bail!(Format, "{name}: damaged: token {token} is beyond the vocabulary of {}", self.n_vocab);

@@ -63,9 +63,7 @@ fn supports(level: Level) -> bool {
     }
     match level {
         Level::Avx2 => detected!("avx2" "fma" "f16c"),
-        Level::Avx512 => {
-            supports(Level::Avx2) && detected!("avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vnni")
-        }
+        Level::Avx512 => supports(Level::Avx2) && detected!("avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vnni"),
         _ => false,
     }
 }

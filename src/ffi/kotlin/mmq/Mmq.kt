@@ -24,6 +24,9 @@ import java.io.Closeable
 /** What went wrong: [status] is one of `mmq.h`, the message is for people. */
 class MmqException(val status: Int, message: String) : Exception(message)
 
+/** The status of a call whose coroutine was cancelled, which ends as coroutines do. */
+private const val CANCELLED = 8
+
 enum class Phase { LOAD, ENCODE, PREFILL }
 
 enum class Role(internal val code: Int) { RAW(0), SYSTEM(1), USER(2), ASSISTANT(3) }
@@ -217,7 +220,13 @@ private suspend fun <T> watched(progress: Progress, call: (Pointer) -> T): T {
     val task = C.mmq_task_new(onProgress, null, null)
     try {
         return coroutineScope {
-            val running = async(Dispatchers.IO) { call(task) }
+            val running = async(Dispatchers.IO) {
+                try {
+                    call(task)
+                } catch (e: MmqException) {
+                    throw if (e.status == CANCELLED) CancellationException(e.message) else e
+                }
+            }
             try {
                 running.await()
             } catch (e: CancellationException) {
