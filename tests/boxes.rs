@@ -190,6 +190,28 @@ fn the_answer_of_a_run_becomes_boxes() {
     assert!(std::fs::read_to_string(folder.path().join("a.svg")).unwrap().ends_with("</svg>\n"));
 }
 
+/// Qwen-VL is known by its vocabulary, MiniGPT-v2 by its template; both look at a squashed picture.
+#[test]
+fn models_that_point_need_no_flags() {
+    let folder = folder();
+    let run = |name: &str, begun: &str, more: &[&str]| {
+        let model = fixture(name);
+        let args = ["run", "-m", model.to_str().unwrap(), "--temp", "0", "-n", "2", "-q", "--image", "picture.png"];
+        let asked = ["-p", "Where?", "--begin-answer", begun, "--boxes", "a.json"];
+        let (answer, _) = mmq(folder.path(), &[&args[..], &asked, more].concat());
+        (answer, std::fs::read_to_string(folder.path().join("a.json")).unwrap())
+    };
+    let expected = "[\n  {\"label\":\"it\",\"picture\":1,\"x1\":120,\"y1\":160,\"x2\":900,\"y2\":240}\n]\n";
+    for (name, begun, more) in [
+        ("qwen-vl.gguf", "<ref>it</ref><box>(100,400),(750,600)</box>", &[][..]),
+        ("minigpt4-concat.gguf", "<p>it</p> {<10><40><75><60>}", &["--chat-template", "minigpt_v2"]),
+    ] {
+        let (answer, json) = run(name, begun, more);
+        assert!(answer.starts_with("it") && !answer.contains(['<', '{']), "{name}: {answer}");
+        assert_eq!(json, expected, "{name}");
+    }
+}
+
 #[test]
 fn what_cannot_be_is_said_before_the_model_runs() {
     let folder = folder();

@@ -129,7 +129,7 @@ impl Bpe {
     /// Appends the tokens of `text`.
     pub fn encode(&self, vocab: &Vocab, text: &str, out: &mut Vec<u32>) {
         let mut scratch = Scratch::default();
-        self.pre.split(text, |word| {
+        self.pre.split(&self.pre.normalize(text), |word| {
             if !stopped() {
                 self.encode_word(vocab, word, &mut scratch, out);
             }

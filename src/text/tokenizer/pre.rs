@@ -6,6 +6,8 @@
 use crate::{Error, ErrorKind, Result, bail};
 use fancy_regex::Regex;
 use mmq_kernels::stopped;
+use std::borrow::Cow;
+use unicode_normalization::{UnicodeNormalization, is_nfc};
 
 /// What a `pre` name stands for.
 struct Kind {
@@ -22,6 +24,8 @@ const ADD_BOS: u8 = 2;
 const RAW: u8 = 4;
 /// BOS comes first whatever the file says, and a run of newlines that is a token stays whole.
 const GEMMA: u8 = 8;
+/// Text is brought to Unicode's composed form (NFC) first, as Qwen's own tokenizers do and llama.cpp does not.
+const NFC: u8 = 16;
 
 /// One pass over the pieces.
 #[derive(Clone, Copy)]
@@ -109,18 +113,9 @@ const KINDS: &[Kind] = &[
         steps: &[DIGIT, GPT2],
         flags: 0,
     },
+    Kind { names: &["qwen2"], steps: &[QWEN2], flags: NFC },
     Kind {
-        names: &[
-            "qwen2",
-            "deepseek-r1-qwen",
-            "kormo",
-            "f2llmv2",
-            "megrez",
-            "stablelm2",
-            "hunyuan",
-            "solar-open",
-            "grok-2",
-        ],
+        names: &["deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2"],
         steps: &[QWEN2],
         flags: 0,
     },
@@ -334,6 +329,11 @@ impl Pre {
     /// Whether `word`, if it is a token, skips the merges.
     pub fn whole_word_first(&self, word: &str) -> bool {
         self.flags & IGNORE_MERGES != 0 || (self.flags & GEMMA != 0 && word.bytes().all(|b| b == b'\n'))
+    }
+
+    /// `text` as the vocabulary spells it.
+    pub fn normalize<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        if self.flags & NFC == 0 || is_nfc(text) { Cow::Borrowed(text) } else { Cow::Owned(text.nfc().collect()) }
     }
 
     /// Calls `word` with every piece of `text`, in order; together they are `text`.
