@@ -35,11 +35,19 @@ fn every_architecture_has_a_fixture() {
     }
 }
 
+/// Prints the kernels' level, which must be what `MMQ_REQUIRE_LEVEL` names, and how far each fixture is off.
 #[test]
 fn every_fixture_agrees() {
+    let level = mmq_kernels::kernels().level.name();
+    if let Ok(required) = std::env::var("MMQ_REQUIRE_LEVEL") {
+        assert_eq!(level, required, "the kernels' level, and the one that MMQ_REQUIRE_LEVEL names");
+    }
+    println!("fixture\tactivations\tworst error with {level}\ttolerance");
     let mut failures = Vec::new();
     for path in fixtures() {
         let report = verify(&Gguf::open(&path).unwrap(), &options(2)).unwrap();
+        let worst = report.worst().unwrap().relative_error;
+        println!("{}\t{}\t{worst:.1e}\t{:.1e}", report.file, report.checks.len(), report.tolerance);
         assert!(report.tolerance <= 0.1, "{}: tolerance {}", report.file, report.tolerance);
         if let Some(check) = report.first_failure() {
             failures.push(format!("{}: {check:?}", report.file));

@@ -27,6 +27,15 @@ pub fn cores() -> Vec<Core> {
     Vec::new()
 }
 
+/// Those that are at least half as strong as the strongest, which do most of the work; all of them where the system does not
+/// tell how strong they are.
+#[cfg(all(any(target_os = "linux", target_os = "android"), any(test, not(target_arch = "x86_64"))))]
+pub(crate) fn strong() -> Vec<usize> {
+    let cores = cores();
+    let Some(best) = cores.iter().map(|core| core.capacity).max() else { return allowed() };
+    cores.into_iter().filter(|core| core.capacity >= best / 2).map(|core| core.id).collect()
+}
+
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn allowed() -> Vec<usize> {
     // SAFETY: a set of processors is plain bits, of which zeros are an empty one.

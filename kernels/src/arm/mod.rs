@@ -36,7 +36,7 @@ pub(crate) fn extend(tables: &mut Vec<Kernels>) {
 #[inline]
 fn touch(address: *const u8) {
     // SAFETY: a prefetch touches no memory and may name any address.
-    unsafe { asm!("prfm pldl1keep, [{}]", in(reg) address, options(nostack, readonly, preserves_flags)) };
+    unsafe { asm!("prfm pldl1keep, [{}]", in(reg) address, options(nostack, nomem, preserves_flags)) };
 }
 
 /// Adds to each lane of `sum` the product of its four bytes in `w` with bytes `4 · LANE ..` of `x`.

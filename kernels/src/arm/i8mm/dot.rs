@@ -1,7 +1,8 @@
 //! Panels of weights times activations.
 //!
 //! An instruction multiplies eight columns of two rows with those of two tokens. So the panel is copied once, rows by
-//! twos, and sums are laid out `[row][token]` until a tile is done: 8 rows by up to 4 tokens.
+//! twos, and sums are laid out `[row][token]` until a tile is done: 8 rows by up to 4 tokens. Scales are laid out alike
+//! beforehand, those of rows once for the panel, those of tokens once for the 16 rows.
 
 use crate::arm::dotprod::dot as single;
 use crate::arm::neon::dot::Token;
@@ -33,6 +34,21 @@ pub fn dot(form: Form, panel: &Panel, n: usize, x: Columns<'_>, first: usize, ac
 
 /// Eight columns of the rows of a panel, by twos.
 type Pairs = [int8x16_t; PANEL_ROWS / 2];
+/// A factor of each row, each twice.
+type Factors = [float32x4_t; PANEL_ROWS / 2];
+
+/// A panel's columns, scales and negated mins.
+struct Copy<'a> {
+    q: &'a [Pairs],
+    scale: &'a [Factors],
+    min: &'a [Factors],
+}
+
+/// The scales and sums of two pairs of tokens, `(a, b, a, b)`.
+struct Scales {
+    scale: [[float32x4_t; 2]; PANEL_COLS / 32],
+    sum: [[float32x4_t; 2]; PANEL_COLS / 16],
+}
 
 /// Walks the tokens by tiles. `STEPS` times 4 columns share a scale. Quants are below 128, and so signed ones as well.
 ///
@@ -46,12 +62,24 @@ unsafe fn tokens<const STEPS: usize, const SIGNED: bool>(
     first: usize,
     acc: &mut [[f32; PANEL_ROWS]],
 ) {
-    let mut copy = [const { MaybeUninit::<Pairs>::uninit() }; PANEL_COLS / 8];
-    for (to, steps) in copy.iter_mut().zip(panel.q[..n / 4].as_chunks::<2>().0) {
+    let n_groups = n / (4 * STEPS);
+    let mut q = [const { MaybeUninit::<Pairs>::uninit() }; PANEL_COLS / 8];
+    for (to, steps) in q.iter_mut().zip(panel.q[..n / 4].as_chunks::<2>().0) {
         to.write(paired(steps));
     }
-    // SAFETY: the first n / 8 were written.
-    let w: &[Pairs] = unsafe { std::slice::from_raw_parts(copy.as_ptr().cast(), n / 8) };
+    let mut scale = [const { MaybeUninit::<Factors>::uninit() }; PANEL_COLS / 16];
+    let mut min = [const { MaybeUninit::<Factors>::uninit() }; PANEL_COLS / 16];
+    for g in 0..n_groups {
+        scale[g].write(each_twice(&panel.scale[g], |v| v));
+        if !SIGNED {
+            min[g].write(each_twice(&panel.min[g], |v| vnegq_f32(v)));
+        }
+    }
+    let n_mins = if SIGNED { 0 } else { n_groups };
+    // SAFETY: so many were written.
+    let copy = unsafe { Copy { q: written(&q, n / 8), scale: written(&scale, n_groups), min: written(&min, n_mins) } };
+    let zeros = [vdupq_n_f32(0.0); 2];
+    let mut scales = Scales { scale: [zeros; PANEL_COLS / 32], sum: [zeros; PANEL_COLS / 16] };
     let token = |t: usize| Token::new::<STEPS>(x, n, t, first);
     let mut t = 0;
     while t < acc.len() {
@@ -60,14 +88,36 @@ unsafe fn tokens<const STEPS: usize, const SIGNED: bool>(
         unsafe {
             t += match rest.len() {
                 1 => single::tile::<STEPS, SIGNED, 1>(panel, n, &[token(t)], rest),
-                2 | 3 => tile::<STEPS, SIGNED, 1>(panel, w, &[[token(t), token(t + 1)]], rest),
+                2 | 3 => tile::<STEPS, SIGNED, 1>(&copy, &mut scales, &[[token(t), token(t + 1)]], rest),
                 _ => {
                     let x = [[token(t), token(t + 1)], [token(t + 2), token(t + 3)]];
-                    tile::<STEPS, SIGNED, 2>(panel, w, &x, rest)
+                    tile::<STEPS, SIGNED, 2>(&copy, &mut scales, &x, rest)
                 }
             };
         }
     }
+}
+
+/// The first `n`.
+///
+/// # Safety
+/// They were written.
+unsafe fn written<T, const N: usize>(all: &[MaybeUninit<T>; N], n: usize) -> &[T] {
+    let all = &all[..n];
+    // SAFETY: as the caller says; the types have the same layout.
+    unsafe { std::slice::from_raw_parts(all.as_ptr().cast(), n) }
+}
+
+/// A factor of each row, each twice, after `f`.
+#[inline]
+#[target_feature(enable = "neon")]
+fn each_twice(rows: &[f32; PANEL_ROWS], f: impl Fn(float32x4_t) -> float32x4_t) -> Factors {
+    let mut factors = [vdupq_n_f32(0.0); PANEL_ROWS / 2];
+    for (to, rows) in factors.as_chunks_mut::<2>().0.iter_mut().zip(rows.as_chunks().0) {
+        let v = f(load_floats(rows));
+        *to = [vzip1q_f32(v, v), vzip2q_f32(v, v)];
+    }
+    factors
 }
 
 /// Two steps of a panel: rows by twos, eight columns of each.
@@ -84,26 +134,34 @@ fn paired(steps: &[[u8; 4 * PANEL_ROWS]; 2]) -> Pairs {
     pairs
 }
 
-/// Adds the products of the columns in `w` with `T` pairs of tokens; returns the number of tokens.
+/// Adds the products of a panel's columns with `T` pairs of tokens; returns the number of tokens.
 ///
 /// # Safety
 /// The processor must have products of matrices.
 #[inline]
 #[target_feature(enable = "neon")]
 unsafe fn tile<const STEPS: usize, const SIGNED: bool, const T: usize>(
-    panel: &Panel,
-    w: &[Pairs],
+    w: &Copy<'_>,
+    scales: &mut Scales,
     x: &[[Token<'_>; 2]; T],
     acc: &mut [[f32; PANEL_ROWS]],
 ) -> usize {
-    let n = 8 * w.len();
+    let n = 8 * w.q.len();
+    let n_groups = n / (4 * STEPS);
     assert!(
         n <= PANEL_COLS
+            && w.scale.len() == n_groups
+            && (SIGNED || w.min.len() == n_groups)
             && acc.len() >= 2 * T
-            && x.as_flattened()
-                .iter()
-                .all(|x| x.q.len() >= n && x.scale.len() >= n / 32 && x.sum.len() >= n / (4 * STEPS))
+            && x.as_flattened().iter().all(|x| x.q.len() >= n && x.scale.len() >= n / 32 && x.sum.len() >= n_groups)
     );
+    for t in 0..T {
+        let [a, b] = &x[t];
+        twice(&a.scale[..n / 32], &b.scale[..n / 32], |g, v| scales.scale[g][t] = v);
+        if !SIGNED {
+            twice(&a.sum[..n_groups], &b.sum[..n_groups], |g, v| scales.sum[g][t] = v);
+        }
+    }
     for half in 0..2 {
         let mut total = [[vdupq_n_f32(0.0); 4]; T];
         for t in 0..T {
@@ -113,7 +171,7 @@ unsafe fn tile<const STEPS: usize, const SIGNED: bool, const T: usize>(
                 [total[t][2 * i], total[t][2 * i + 1]] = [vzip1q_f32(a, b), vzip2q_f32(a, b)];
             }
         }
-        for g in 0..n / (4 * STEPS) {
+        for g in 0..n_groups {
             let mut sums = [[vdupq_n_s32(0); 4]; T];
             for s in 0..STEPS / 4 {
                 let at = STEPS / 2 * g + 2 * s;
@@ -127,7 +185,7 @@ unsafe fn tile<const STEPS: usize, const SIGNED: bool, const T: usize>(
                         q[t] = [vreinterpretq_s8_s64(vzip1q_s64(a, b)), vreinterpretq_s8_s64(vzip2q_s64(a, b))];
                     }
                     for part in 0..2 {
-                        let w = w.get_unchecked(at + part);
+                        let w = w.q.get_unchecked(at + part);
                         for i in 0..4 {
                             for t in 0..T {
                                 sums[t][i] = smmla(sums[t][i], w[4 * half + i], q[t][part]);
@@ -136,27 +194,13 @@ unsafe fn tile<const STEPS: usize, const SIGNED: bool, const T: usize>(
                     }
                 }
             }
-            let (scale, min) = (panel.scale[g].as_chunks().0, panel.min[g].as_chunks().0);
-            let (mut scales, mut sums_x) = ([vdupq_n_f32(0.0); T], [vdupq_n_f32(0.0); T]);
-            for t in 0..T {
-                // SAFETY: each token has a scale for 32 of the `n` columns and a sum for each group.
-                unsafe {
-                    scales[t] = twice(x[t].each_ref().map(|x| x.scale.as_ptr().add(g * STEPS / 8)));
-                    sums_x[t] = twice(x[t].each_ref().map(|x| x.sum.as_ptr().add(g)));
-                }
-            }
-            for i in 0..2 {
-                let (scale, min) = (load_floats(&scale[2 * half + i]), load_floats(&min[2 * half + i]));
-                let scale = [vzip1q_f32(scale, scale), vzip2q_f32(scale, scale)];
-                let min = [vzip1q_f32(min, min), vzip2q_f32(min, min)];
-                for part in 0..2 {
-                    for t in 0..T {
-                        let v = &mut total[t][2 * i + part];
-                        let product = vcvtq_f32_s32(sums[t][2 * i + part]);
-                        *v = vfmaq_f32(*v, vmulq_f32(scale[part], scales[t]), product);
-                        if !SIGNED {
-                            *v = vfmsq_f32(*v, min[part], sums_x[t]);
-                        }
+            let (scale_x, sum_x) = (&scales.scale[g * STEPS / 8], &scales.sum[g]);
+            for i in 0..4 {
+                for t in 0..T {
+                    let v = &mut total[t][i];
+                    *v = vfmaq_f32(*v, vmulq_f32(w.scale[g][4 * half + i], scale_x[t]), vcvtq_f32_s32(sums[t][i]));
+                    if !SIGNED {
+                        *v = vfmaq_f32(*v, w.min[g][4 * half + i], sum_x[t]);
                     }
                 }
             }
@@ -172,14 +216,21 @@ unsafe fn tile<const STEPS: usize, const SIGNED: bool, const T: usize>(
     2 * T
 }
 
-/// The two numbers, one after the other and again.
-///
-/// # Safety
-/// Both can be read.
+/// Hands `(a[i], b[i], a[i], b[i])` to `put`, for each `i`.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn twice([a, b]: [*const f32; 2]) -> float32x4_t {
-    // SAFETY: as the caller says.
-    let both = unsafe { vld1_lane_f32::<1>(b, vld1_dup_f32(a)) };
-    vcombine_f32(both, both)
+fn twice(a: &[f32], b: &[f32], mut put: impl FnMut(usize, float32x4_t)) {
+    let ((fours_a, rest_a), (fours_b, rest_b)) = (a.as_chunks(), b.as_chunks());
+    for (i, (a, b)) in fours_a.iter().zip(fours_b).enumerate() {
+        let (a, b) = (load_floats(a), load_floats(b));
+        let halves = [vreinterpretq_f64_f32(vzip1q_f32(a, b)), vreinterpretq_f64_f32(vzip2q_f32(a, b))];
+        for (h, v) in halves.into_iter().enumerate() {
+            put(4 * i + 2 * h, vreinterpretq_f32_f64(vdupq_laneq_f64::<0>(v)));
+            put(4 * i + 2 * h + 1, vreinterpretq_f32_f64(vdupq_laneq_f64::<1>(v)));
+        }
+    }
+    for (i, (a, b)) in rest_a.iter().zip(rest_b).enumerate() {
+        let both = vzip1_f32(vdup_n_f32(*a), vdup_n_f32(*b));
+        put(4 * fours_a.len() + i, vcombine_f32(both, both));
+    }
 }

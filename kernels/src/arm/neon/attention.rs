@@ -242,8 +242,8 @@ fn add_values<const R: usize, const KIND: u8>(
     acc: &mut [[f32; LANES]],
 ) {
     let mut at = 0;
-    // One row alone needs more sums to keep the multipliers busy.
-    if R == 1 {
+    // One row alone needs more sums to keep the multipliers busy, unless there are quants to expand.
+    if R == 1 && (KIND == F32 || KIND == F16) {
         while at + 16 <= n_columns {
             add_columns::<R, 16, KIND>(p, v, from, to, n_columns, acc, at);
             at += 16;

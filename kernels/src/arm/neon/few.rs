@@ -5,9 +5,10 @@ use super::dot::{chain, products, repeat};
 use super::unpack::{FloatColumns, Groups, Rows, SIGNED, columns, groups};
 use super::{load_floats, store_floats};
 use crate::Dtype;
-use crate::panel::{Columns, FEW, FLOAT_COLS, PANEL_ROWS, Source};
+use crate::panel::{Columns, FEW, FLOAT_COLS, Form, PANEL_ROWS, Source};
 use crate::scalar::few::{check_few, check_few_float};
 use std::arch::aarch64::*;
+use std::marker::PhantomData;
 
 pub fn dot_few(dtype: Dtype, source: &Source<'_>, x: Columns<'_>, acc: &mut [[f32; PANEL_ROWS]]) {
     check_few(dtype, source, x, acc);
@@ -38,11 +39,15 @@ impl Dot for Sums {
     unsafe fn sum<const STEPS: usize, const BITS: usize>(q: &[uint8x16_t; STEPS], x: *const i8) -> int32x4_t {
         let mut wide = [vdupq_n_s32(0); 2];
         let chain = const { if chain(BITS) < STEPS { chain(BITS) } else { STEPS } };
+        let mut sixteen = vdupq_n_s8(0);
         for c in 0..STEPS / chain {
             let mut narrow = [vdupq_n_s16(0); 2];
             for s in c * chain..(c + 1) * chain {
-                // SAFETY: these are 4 of the activations.
-                let x = unsafe { repeat(x.add(4 * s)) };
+                if s % 4 == 0 {
+                    // SAFETY: these are 16 of the activations.
+                    sixteen = unsafe { vld1q_s8(x.add(4 * s)) };
+                }
+                let x = repeat(sixteen, s % 4);
                 narrow = products(s == c * chain, narrow, vreinterpretq_s8_u8(q[s]), x);
             }
             for i in 0..2 {
@@ -64,15 +69,12 @@ pub(in crate::arm) unsafe fn tokens<const P: bool, D: Dot>(
     acc: &mut [[f32; PANEL_ROWS]],
 ) {
     if let [acc] = acc {
-        let mut few = Few::<1, D> { x, token: [0], acc: [*acc], level: std::marker::PhantomData };
+        let mut few = Few::<1, D>::new(dtype, x, &[*acc]);
         groups(dtype, rows, &mut few);
         *acc = few.acc[0];
     } else {
         // Fewer than four are multiplied as four: the last one is repeated, and its sums are dropped.
-        let last = acc.len() - 1;
-        let token = std::array::from_fn(|t| t.min(last));
-        let sums = std::array::from_fn(|t| acc[t.min(last)]);
-        let mut few = Few::<FEW, D> { x, token, acc: sums, level: std::marker::PhantomData };
+        let mut few = Few::<FEW, D>::new(dtype, x, acc);
         groups(dtype, rows, &mut few);
         acc.iter_mut().zip(few.acc).for_each(|(acc, sums)| *acc = sums);
     }
@@ -80,11 +82,28 @@ pub(in crate::arm) unsafe fn tokens<const P: bool, D: Dot>(
 
 /// The sums of `T` tokens with 16 rows.
 struct Few<'a, const T: usize, D> {
-    x: Columns<'a>,
-    /// Which tokens they are.
-    token: [usize; T],
+    /// Where each token begins in [`Columns`]: its quants, scales, and sums of groups.
+    q: [*const i8; T],
+    scale: [*const f32; T],
+    sum: [*const f32; T],
     acc: [[f32; PANEL_ROWS]; T],
-    level: std::marker::PhantomData<D>,
+    columns: PhantomData<(Columns<'a>, D)>,
+}
+
+impl<'a, const T: usize, D> Few<'a, T, D> {
+    /// Of `T` tokens, those that are not there repeat the last.
+    fn new(dtype: Dtype, x: Columns<'a>, acc: &[[f32; PANEL_ROWS]]) -> Self {
+        let token = |t: usize| t.min(acc.len() - 1);
+        let sums = if Form::of(dtype).group() == 16 { x.sum16 } else { x.sum32 };
+        let n_groups = x.n_cols / Form::of(dtype).group();
+        Few {
+            q: std::array::from_fn(|t| x.q[token(t) * x.stride..].as_ptr()),
+            scale: std::array::from_fn(|t| x.scale[token(t) * (x.n_cols / 32)..].as_ptr()),
+            sum: std::array::from_fn(|t| sums[token(t) * n_groups..].as_ptr()),
+            acc: std::array::from_fn(|t| acc[token(t)]),
+            columns: PhantomData,
+        }
+    }
 }
 
 impl<const T: usize, D: Dot> Groups for Few<'_, T, D> {
@@ -100,19 +119,14 @@ impl<const T: usize, D: Dot> Groups for Few<'_, T, D> {
         scale: float32x4_t,
         min: float32x4_t,
     ) {
-        let x = &self.x;
         for t in 0..T {
-            // Where the group begins in this token's columns.
-            let first = 4 * STEPS * group;
-            let (at, q_at) = (self.token[t] * x.n_cols + first, self.token[t] * x.stride + first);
-            // SAFETY: the rows are as long as `n_cols`, so the group's columns lie within those of each token, and there is one
-            // scale for 32 of them and a sum for each 16 and each 32.
+            // SAFETY: the rows are as long as `n_cols`, so the group's columns lie within those of each token; there is one scale
+            // for 32 of them, and a sum for each group.
             let (product, scale_x, sum) = unsafe {
-                let sums = if STEPS == 4 { x.sum16 } else { x.sum32 };
                 (
-                    D::sum::<STEPS, BITS>(&q, x.q.as_ptr().add(q_at)),
-                    *x.scale.get_unchecked(at / 32),
-                    *sums.get_unchecked(at / (4 * STEPS)),
+                    D::sum::<STEPS, BITS>(&q, self.q[t].add(4 * STEPS * group)),
+                    *self.scale[t].add(group * STEPS / 8),
+                    *self.sum[t].add(group),
                 )
             };
             let acc = &mut self.acc[t].as_chunks_mut().0[quarter];
@@ -186,7 +200,9 @@ impl<const T: usize> FloatColumns for FewFloat<'_, T> {
     #[target_feature(enable = "neon")]
     unsafe fn take(&mut self, quarter: usize, column: usize, v: float32x4_t) {
         for (x, acc) in self.x.iter().zip(&mut self.acc) {
-            acc[quarter] = vfmaq_n_f32(acc[quarter], v, x[column]);
+            // SAFETY: each token has as many columns as were asked for.
+            let x = unsafe { *x.get_unchecked(column) };
+            acc[quarter] = vfmaq_n_f32(acc[quarter], v, x);
         }
     }
 }

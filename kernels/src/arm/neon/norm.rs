@@ -7,7 +7,8 @@ use std::arch::aarch64::*;
 #[target_feature(enable = "neon")]
 pub fn rms_norm(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
     assert_eq!((x.len(), w.len()), (y.len(), y.len()));
-    let scale = rms_scale(sum(x, |v| vmulq_f64(v, v), |v| v * v), x.len(), eps);
+    // The square of a float is exact in f64: rounding once is rounding twice.
+    let scale = rms_scale(sum(x, |sum, v| vfmaq_f64(sum, v, v), |v| v * v), x.len(), eps);
     let (xs, x_tail) = x.as_chunks::<LANES>();
     let (ws, w_tail) = w.as_chunks::<LANES>();
     let (ys, y_tail) = y.as_chunks_mut::<LANES>();
@@ -22,10 +23,10 @@ pub fn rms_norm(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
 #[target_feature(enable = "neon")]
 pub fn layer_norm(x: &[f32], w: &[f32], b: &[f32], eps: f32, y: &mut [f32]) {
     assert_eq!((x.len(), w.len(), b.len()), (y.len(), y.len(), y.len()));
-    let mean = sum(x, |v| v, |v| v) / x.len() as f64;
-    let square = |v| {
+    let mean = sum(x, |sum, v| vaddq_f64(sum, v), |v| v) / x.len() as f64;
+    let square = |sum, v| {
         let d = vsubq_f64(v, vdupq_n_f64(mean));
-        vmulq_f64(d, d)
+        vaddq_f64(sum, vmulq_f64(d, d))
     };
     let scale = rms_scale(sum(x, square, |v| (v - mean) * (v - mean)), x.len(), eps);
     let (xs, x_tail) = x.as_chunks::<LANES>();
@@ -40,18 +41,17 @@ pub fn layer_norm(x: &[f32], w: &[f32], b: &[f32], eps: f32, y: &mut [f32]) {
     }
 }
 
-/// `Σ f(x)`, with `f` given for vectors and for the tail. Sixteen elements in turn go to sums of their own.
+/// `Σ f(x)`, with `f` given as what adds it for vectors, and for the tail. Sixteen elements in turn go to sums of their own.
 #[target_feature(enable = "neon")]
 #[inline]
-fn sum(x: &[f32], f: impl Fn(float64x2_t) -> float64x2_t, f_tail: impl Fn(f64) -> f64) -> f64 {
+fn sum(x: &[f32], add_f: impl Fn(float64x2_t, float64x2_t) -> float64x2_t, f_tail: impl Fn(f64) -> f64) -> f64 {
     let (eights, tail) = x.as_chunks::<8>();
     let mut sums = [[vdupq_n_f64(0.0); 4]; 2];
     let (pairs, last) = eights.as_chunks::<2>();
     let add = |sums: &mut [float64x2_t; 4], x: &[f32; 8]| {
         let x = x.as_chunks().0;
         let ([a, b], [c, d]) = (doubles(&x[0]), doubles(&x[1]));
-        *sums =
-            [vaddq_f64(sums[0], f(a)), vaddq_f64(sums[1], f(b)), vaddq_f64(sums[2], f(c)), vaddq_f64(sums[3], f(d))];
+        *sums = [add_f(sums[0], a), add_f(sums[1], b), add_f(sums[2], c), add_f(sums[3], d)];
     };
     for [x, y] in pairs {
         add(&mut sums[0], x);

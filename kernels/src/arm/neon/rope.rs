@@ -27,15 +27,13 @@ pub fn rope(x: &mut [f32], cos: &[f32], sin: &[f32]) {
 #[target_feature(enable = "neon")]
 #[inline]
 fn rotate(x: &mut [f32; 8], cos: &[f32; 4], sin: &[f32; 4]) {
-    let halves = x.as_chunks().0;
-    let (a, b) = (load_floats(&halves[0]), load_floats(&halves[1]));
-    let (even, odd) = (vuzp1q_f32(a, b), vuzp2q_f32(a, b));
+    // SAFETY: 8 floats are readable, and the load needs no alignment.
+    let float32x4x2_t(even, odd) = unsafe { vld2q_f32(x.as_ptr()) };
     let (cos, sin) = (load_floats(cos), load_floats(sin));
     let first = vfmaq_f32(vnegq_f32(vmulq_f32(odd, sin)), even, cos);
     let second = vfmaq_f32(vmulq_f32(even, sin), odd, cos);
-    let halves = x.as_chunks_mut().0;
-    store_floats(&mut halves[0], vzip1q_f32(first, second));
-    store_floats(&mut halves[1], vzip2q_f32(first, second));
+    // SAFETY: 8 floats are writable, and the store needs no alignment.
+    unsafe { vst2q_f32(x.as_mut_ptr(), float32x4x2_t(first, second)) };
 }
 
 #[target_feature(enable = "neon")]

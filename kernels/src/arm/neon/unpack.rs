@@ -99,7 +99,7 @@ pub(in crate::arm) trait FloatColumns {
     /// Column `column` of the rows of quarter `quarter`.
     ///
     /// # Safety
-    /// The processor must have NEON.
+    /// The column must be one of those that the receiver was made for, and the processor must have NEON.
     unsafe fn take(&mut self, quarter: usize, column: usize, v: float32x4_t);
 }
 
@@ -700,17 +700,19 @@ fn eights<'a, const P: bool, S: FloatColumns>(
         if S::STREAMS {
             rows.ahead(at, 8 * size);
         }
-        for quarter in 0..4 {
-            for (i, v) in eight(Block::new(rows, at, 8 * size, quarter)).into_iter().enumerate() {
-                // SAFETY: this function runs on processors with NEON only.
-                unsafe { out.take(quarter, c + i, v) };
+        // With constants, sums stay in registers.
+        unrolled!(quarter in [0 1 2 3] {
+            let columns = eight(Block::new(rows, at, 8 * size, quarter));
+            for i in 0..8 {
+                // SAFETY: the column is below `n`, and this function runs on processors with NEON only.
+                unsafe { out.take(quarter, c + i, columns[i]) };
             }
-        }
+        });
     }
     for c in n / 8 * 8..n {
-        for quarter in 0..4 {
+        unrolled!(quarter in [0 1 2 3] {
             // SAFETY: as above.
             unsafe { out.take(quarter, c, one(Block::new(rows, (first + c) * size, size, quarter))) };
-        }
+        });
     }
 }
