@@ -112,11 +112,11 @@ impl Kernels {
         importance: Option<&[f32]>,
         out: &mut [u8],
     ) {
-        let mut call: QuantizeWeights = scalar::quantize_weights::quantize_weights;
         #[cfg(target_arch = "x86_64")]
-        if let Some(faster) = crate::x86::quantize_weights(self.level) {
-            call = faster;
-        }
+        let faster = crate::x86::quantize_weights(self.level);
+        #[cfg(not(target_arch = "x86_64"))]
+        let faster: Option<QuantizeWeights> = None;
+        let call = faster.unwrap_or(scalar::quantize_weights::quantize_weights);
         call(dtype, search, x, n_cols, importance, out);
     }
 }
