@@ -39,6 +39,7 @@ fuzz_target!(|data: &[u8]| {
         dtype: None,
         pre: None,
         name: None,
+        minigpt4: None,
     };
     let _ = convert(&options, &|| false, &mut |_| {});
 });
