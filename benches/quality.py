@@ -5,14 +5,16 @@
 
 BIN_DIR holds llama-quantize and llama-perplexity; --imatrix is a file of `mmq imatrix` or llama-imatrix, which both programs
 then use. A line for each type: perplexity, mean divergence from the original (KLD) and how often the likeliest token stays, with
-the standard errors that llama-perplexity prints. Lines that the TSV file has already are not measured again. The original's
-logits go to a temporary file (--scratch) of 50 MB for each stretch of 512 tokens and 49,000 tokens of vocabulary. Needs nothing
-but Python.
+the standard errors that llama-perplexity prints. The differences of KLD and of the perplexity's logarithm between both programs'
+files have the standard errors of their means over the stretches of text: both files see the same ones. Lines that the TSV file has
+already are not measured again. The original's logits go to a temporary file (--scratch) of 50 MB for each stretch of 512 tokens
+and 49,000 tokens of vocabulary. Needs nothing but Python.
 """
 
 import argparse
 import csv
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,8 +28,12 @@ PLAIN = (
 WITH_IMATRIX = "IQ3_XXS IQ2_M IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S".split()
 NUMBER = r"(-?[\d.]+|nan) ± +(-?[\d.]+|nan)"
 FIGURES = {"perplexity": rf"Mean PPL\(Q\) +: +{NUMBER}", "KLD": rf"Mean +KLD: +{NUMBER}", "same top, %": rf"Same top p: +{NUMBER}"}
+# By stretch: perplexity, logarithm of its ratio to the original's, KLD; each the mean so far.
+STRETCH = re.compile(rf"^ *\d+ +{NUMBER} +{NUMBER} +{NUMBER} ", re.MULTILINE)
+PAIRED = {"ln perplexity": 2, "KLD": 4}
 PROGRAMS = ["mmq", "llama-quantize"]
-COLUMNS = ["type", "imatrix"] + [f"{program} {what}{part}" for what in FIGURES for program in PROGRAMS for part in ("", " ±")]
+NAMES = [f"{program} {what}" for what in FIGURES for program in PROGRAMS] + [f"mmq - llama-quantize {what}" for what in PAIRED]
+COLUMNS = ["type", "imatrix"] + [name + part for name in NAMES for part in ("", " ±")]
 
 
 def run(command):
@@ -61,6 +67,21 @@ def figures(program, kind, logits, folder):
         if not (match := re.search(pattern, text)):
             sys.exit(f"llama-perplexity printed no {what}:\n{text[-2000:]}")
         found[f"{program} {what}"], found[f"{program} {what} ±"] = match.groups()
+    return found, [match.groups() for match in STRETCH.finditer(text)]
+
+
+def each(means):
+    """Values of which running means are given."""
+    return [n * now - (n - 1) * before for n, (before, now) in enumerate(zip([0.0, *means], means), 1)]
+
+
+def differences(stretches):
+    found = {}
+    for what, column in PAIRED.items():
+        ours, theirs = (each([float(line[column]) for line in lines]) for lines in stretches)
+        off = [a - b for a, b in zip(ours, theirs, strict=True)]
+        found[f"mmq - llama-quantize {what}"] = f"{statistics.mean(off):.6f}"
+        found[f"mmq - llama-quantize {what} ±"] = f"{statistics.stdev(off) / len(off) ** 0.5:.6f}"
     return found
 
 
@@ -84,17 +105,21 @@ def main():
             text = perplexity(args.model, "--kl-divergence-base", logits)
             print(re.search(r"Final estimate.*", text)[0], file=sys.stderr, flush=True)
         for kind in kinds:
-            row = {"type": kind, "imatrix": imatrix}
+            row, stretches = {"type": kind, "imatrix": imatrix}, []
             for program in PROGRAMS:
-                row |= figures(program, kind, logits, folder)
+                found, lines = figures(program, kind, logits, folder)
+                row |= found
+                stretches.append(lines)
+            row |= differences(stretches)
             is_new = not args.tsv.exists()
             with args.tsv.open("a", newline="") as lines:
                 writer = csv.DictWriter(lines, COLUMNS, delimiter="\t", lineterminator="\n")
                 if is_new:
                     writer.writeheader()
                 writer.writerow(row)
-            shown = (f"{what} {row[f'mmq {what}']} : {row[f'llama-quantize {what}']}" for what in FIGURES)
-            print(f"{kind:8} {', '.join(shown)} (mmq : llama-quantize)", file=sys.stderr, flush=True)
+            shown = [f"{what} {row[f'mmq {what}']} : {row[f'llama-quantize {what}']}" for what in FIGURES]
+            shown += [f"{what} {row[(name := f'mmq - llama-quantize {what}')]} ± {row[name + ' ±']}" for what in PAIRED]
+            print(f"{kind:8} {', '.join(shown)} (mmq : llama-quantize, then mmq - llama-quantize)", file=sys.stderr, flush=True)
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

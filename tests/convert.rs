@@ -84,6 +84,7 @@ fn models() -> Vec<(&'static str, Dtype, Beside)> {
         ("llama3", Dtype::BF16, Beside::default()),
         ("mistral-bin", Dtype::F16, Beside::default()),
         ("llava-next", Dtype::F16, Beside::default()),
+        ("llava-hf", Dtype::F16, Beside::default()),
         ("llava-v1.5", Dtype::F16, clip),
         ("llava-v1", Dtype::F16, Beside { base: Some("llava-v1.5"), ..clip }),
         ("qwen-vl", Dtype::BF16, Beside::default()),
@@ -191,7 +192,10 @@ fn keys_are_those_of_llama_cpp() {
     assert_eq!(meta.usize("clip.vision.block_count").unwrap(), Some(2));
     assert_eq!(meta.i64s("clip.vision.feature_layer").unwrap(), Some(vec![2]));
     assert_eq!(meta.i64s("clip.vision.image_grid_pinpoints").unwrap().unwrap()[..4], [20, 40, 40, 20]);
-    assert_eq!(meta.str("general.name").unwrap(), Some("llava-next"));
+    // What the text model is called, and how large the encoder is.
+    assert_eq!(meta.str("general.name").unwrap(), Some("Llava Next"));
+    assert_eq!(meta.str("general.size_label").unwrap(), Some("13K"));
+    assert_eq!(meta.str("general.description").unwrap(), Some("image encoder for LLaVA"));
     for (name, dtype) in [
         ("v.class_embd", Dtype::F32),
         ("v.position_embd.weight", Dtype::F32),

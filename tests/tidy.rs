@@ -14,7 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("blocks", &["ops", "device", "tensor", "gguf", "media"]),
     ("architectures", &["blocks", "ops", "device", "tensor", "gguf", "media"]),
     ("quantize", &["gguf"]),
-    ("convert", &["gguf", "quantize", "text"]),
+    ("convert", &["gguf", "media", "quantize", "text"]),
     ("pipelines", &["quantize", "architectures", "blocks", "ops", "device", "tensor", "gguf", "media", "text"]),
     ("ffi", &["pipelines", "gguf", "media", "text"]),
     ("cli", &["pipelines", "quantize", "convert", "gguf", "media", "text", "architectures"]),

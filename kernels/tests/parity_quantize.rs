@@ -115,8 +115,8 @@ fn error(table: &Kernels, dtype: Dtype, x: &[f32], w: Option<&[f32]>, n_cols: us
     (table.dequantize)(dtype, &blocks, &mut y);
     let square = |x: f32| f64::from(x) * f64::from(x);
     let mut sum = 0.0;
-    // Row by row, as weights count more the larger they are, but for ternary weights and 4-bit floats.
-    let alike = matches!(dtype, Dtype::TQ1_0 | Dtype::TQ2_0 | Dtype::MXFP4 | Dtype::NVFP4);
+    // Row by row, as weights count more the larger they are, but for 4-bit floats.
+    let alike = matches!(dtype, Dtype::MXFP4 | Dtype::NVFP4);
     for (x, y) in x.chunks(256).zip(y.chunks(256)) {
         let mean = x.iter().map(|x| square(*x)).sum::<f64>() / 256.0;
         for (i, (x, y)) in x.iter().zip(y).enumerate() {

@@ -12,10 +12,9 @@ use super::checkpoint::{Checkpoint, Tensor};
 use super::config::Json;
 use super::{Data, Planned};
 use crate::gguf::Value;
+use crate::media::preprocess::{CLIP_MEAN, CLIP_STD};
 use crate::{Result, bail};
 
-const CLIP_MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
-const CLIP_STD: [f32; 3] = [0.26862954, 0.261_302_6, 0.275_777_1];
 /// What LLaVA-NeXT's configuration has by default, as (height, width).
 const NEXT_PINPOINTS: [[u32; 2]; 5] = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]];
 

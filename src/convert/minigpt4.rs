@@ -12,11 +12,10 @@
 use super::checkpoint::{Checkpoint, Tensor};
 use super::{Data, Options, Planned, positions};
 use crate::gguf::Value;
+use crate::media::preprocess::{CLIP_MEAN, CLIP_STD};
 use crate::{Error, Result, bail};
 use std::path::{Path, PathBuf};
 
-const CLIP_MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
-const CLIP_STD: [f32; 3] = [0.26862954, 0.261_302_6, 0.275_777_1];
 /// Elements of a head of EVA-CLIP's.
 const EVA_HEAD: usize = 88;
 /// Elements of a head of BERT's.

@@ -272,7 +272,7 @@ fn plan(options: &Options<'_>) -> Result<Vec<Plan>> {
         let mut notes = Vec::new();
         let minigpt4::Mmproj { keys, tensors, words } =
             minigpt4.plan(text_config.as_ref().map(|config| config.n_embd), &mut notes)?;
-        plans.push(mmproj_plan(options, "MiniGPT-4", (keys, tensors, words), notes)?);
+        plans.push(mmproj_plan(options, &text_whole, "MiniGPT-4", (keys, tensors, words), notes)?);
     }
     if llava {
         let tower_checkpoint = options.vision_tower.map(Checkpoint::open).transpose()?;
@@ -290,7 +290,7 @@ fn plan(options: &Options<'_>) -> Result<Vec<Plan>> {
         )?;
         used.extend(used_tower);
         if wants(Half::Mmproj) {
-            plans.push(mmproj_plan(options, &class, (planned.keys, planned.tensors, planned.words), notes)?);
+            plans.push(mmproj_plan(options, &json, &class, (planned.keys, planned.tensors, planned.words), notes)?);
         }
     }
     check_unused(&checkpoint, &used)?;
@@ -305,26 +305,33 @@ fn plan(options: &Options<'_>) -> Result<Vec<Plan>> {
     Ok(plans)
 }
 
-/// The mmproj with `keys` and `tensors`, which is `words`.
+/// The mmproj with `keys` and `tensors`, which is `words`, for the model of class `class` whose `config.json` is `json`.
 fn mmproj_plan(
     options: &Options<'_>,
+    json: &Json,
     class: &str,
     (keys, tensors, words): (Vec<(String, Value)>, Vec<Planned>, String),
     notes: Vec<String>,
 ) -> Result<Plan> {
     let dtype = options.dtype.unwrap_or_else(|| nearest(&tensors));
-    let model = if class == "MiniGPT-4" { class } else { "LLaVA" };
+    let model = match class {
+        "MiniGPT-4" => class,
+        qwen::CLASS => "Qwen-VL",
+        _ => "LLaVA",
+    };
     let mut all: Vec<(String, Value)> = vec![
         ("general.architecture".into(), "clip".into()),
         ("general.type".into(), "mmproj".into()),
-        ("general.name".into(), options.name.map_or_else(|| name::folder(options.dir), str::to_string).into()),
         ("general.description".into(), format!("image encoder for {model}").into()),
+    ];
+    all.extend(name::keys(options.dir, json, options.name, n_params(&tensors))?);
+    all.extend([
         ("general.file_type".into(), file_type(dtype)?.into()),
         ("general.quantization_version".into(), 2u32.into()),
         ("clip.has_text_encoder".into(), false.into()),
         ("clip.has_vision_encoder".into(), true.into()),
         ("clip.has_llava_projector".into(), (model == "LLaVA").into()),
-    ];
+    ]);
     all.extend(keys);
     let path = options.mmproj.map_or_else(|| beside(options.output), Path::to_path_buf);
     if path == options.output && options.only != Some(Half::Mmproj) {

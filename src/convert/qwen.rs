@@ -11,19 +11,18 @@ use super::checkpoint::{Checkpoint, Tensor};
 use super::config::Json;
 use super::positions::interpolate;
 use super::{Data, Half, Options, Plan, Planned};
-use super::{beside, check_unused, file_type, finish, n_params, name, nearest, part, vocab};
+use super::{check_unused, file_type, finish, mmproj_plan, n_params, name, nearest, part, vocab};
 use crate::gguf::Value;
+use crate::media::preprocess::{CLIP_MEAN, CLIP_STD};
 use crate::{Result, bail};
-use std::path::Path;
 
-const CLIP_MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
-const CLIP_STD: [f32; 3] = [0.26862954, 0.261_302_6, 0.275_777_1];
+pub(super) const CLASS: &str = "QWenLMHeadModel";
 const VISUAL: &str = "transformer.visual.";
 
 /// Whether `config.json` is Qwen's.
 pub(super) fn is(json: &Json) -> Result<bool> {
     let class = json.list("architectures")?.and_then(|classes| classes.first()?.as_str());
-    Ok(class == Some("QWenLMHeadModel") || (class.is_none() && json.str("model_type")? == Some("qwen")))
+    Ok(class == Some(CLASS) || (class.is_none() && json.str("model_type")? == Some("qwen")))
 }
 
 /// Reads and checks everything but the weights themselves.
@@ -65,35 +64,18 @@ pub(super) fn plan(options: &Options<'_>, json: &Json) -> Result<Vec<Plan>> {
         keys.extend(text.keys(file_type(dtype)?));
         keys.push(("general.quantization_version".into(), 2u32.into()));
         keys.extend(vocab.keys);
-        let mut part = part(Half::Text, options.output.to_path_buf(), "QWenLMHeadModel", dtype, vocab.words);
+        let mut part = part(Half::Text, options.output.to_path_buf(), CLASS, dtype, vocab.words);
         part.notes = notes;
         plans.push(finish(part, keys, tensors)?);
     }
-    if let Some(json) = visual {
-        let visual = Visual::read(&json, &checkpoint, text.n_embd)?;
+    if let Some(section) = visual {
+        let visual = Visual::read(&section, &checkpoint, text.n_embd)?;
         let tensors = visual.tensors(&checkpoint, &mut used)?;
         if wants(Half::Mmproj) {
-            let dtype = options.dtype.unwrap_or_else(|| nearest(&tensors));
             let called = options.name.map_or_else(|| name::folder(dir), str::to_string);
-            let template = template(&generation, &called)?;
-            let mut keys: Vec<(String, Value)> = vec![
-                ("general.architecture".into(), "clip".into()),
-                ("general.type".into(), "mmproj".into()),
-                ("general.name".into(), called.into()),
-                ("general.description".into(), "image encoder for Qwen-VL".into()),
-                ("general.file_type".into(), file_type(dtype)?.into()),
-                ("general.quantization_version".into(), 2u32.into()),
-                ("clip.chat_template".into(), template.into()),
-                ("clip.has_text_encoder".into(), false.into()),
-                ("clip.has_vision_encoder".into(), true.into()),
-            ];
+            let mut keys = vec![("clip.chat_template".into(), template(&generation, &called)?.into())];
             keys.extend(visual.keys());
-            let path = options.mmproj.map_or_else(|| beside(options.output), Path::to_path_buf);
-            if path == options.output && wants(Half::Text) {
-                bail!(Usage, "{}: cannot be both the text model and the mmproj", path.display());
-            }
-            let part = part(Half::Mmproj, path, "QWenLMHeadModel", dtype, visual.words());
-            plans.push(finish(part, keys, tensors)?);
+            plans.push(mmproj_plan(options, json, CLASS, (keys, tensors, visual.words()), Vec::new())?);
         }
     }
     check_unused(&checkpoint, &used)?;

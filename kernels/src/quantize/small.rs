@@ -39,10 +39,14 @@ impl Task for Rows<'_> {
 }
 
 /// The scale of ternary weights for which the weighted squared error is least: some of the largest weights are not zero, and
-/// the scale is their mean. Each number of them is tried.
+/// the scale is their mean. Each number of them is tried. Large weights count more, as for the types of few bits.
 fn ternary_scale(x: &[f32], w: &[f32]) -> f32 {
-    let mut order: Vec<(f32, f32)> =
-        x.iter().zip(w).map(|(x, w)| (x.abs(), *w)).filter(|(x, _)| x.is_finite()).collect();
+    let finite = || x.iter().zip(w).filter(|(x, _)| x.is_finite());
+    let mean_square = finite().map(|(x, _)| x * x).sum::<f32>() / x.len() as f32;
+    let mut order: Vec<(f32, f32)> = finite()
+        .map(|(x, w)| (x.abs(), w * (2.0 * mean_square + x * x).sqrt()))
+        .filter(|(_, w)| w.is_finite())
+        .collect();
     order.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
     let (mut wx, mut ww, mut best, mut scale) = (0.0, 0.0, 0.0, 0.0);
     for (x, w) in order {

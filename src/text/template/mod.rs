@@ -227,11 +227,14 @@ fn is_llava(mmproj: &Metadata) -> Result<bool> {
     })
 }
 
-/// Everything that a file is called, in small letters.
+/// Everything that a file is called, in small letters, with dashes between words.
 fn known_as(metadata: &Metadata) -> String {
     let key = |key| metadata.str(key).ok().flatten().unwrap_or_default();
     let file = metadata.file().rsplit(['/', '\\']).next().unwrap_or_default();
-    [key("general.name"), key("general.basename"), key("general.finetune"), file].join(" ").to_lowercase()
+    [key("general.name"), key("general.basename"), key("general.finetune"), file]
+        .join(" ")
+        .replace(' ', "-")
+        .to_lowercase()
 }
 
 /// What LLaVA's authors used for a model of this name.
