@@ -118,11 +118,13 @@ fn quantized_caches_stay_close_and_behave_alike() {
 #[test]
 fn heads_that_are_no_whole_blocks_are_refused() {
     let engine = engine("llama-gqa.gguf", 1);
-    for (k, v, flag) in [(KvType::Q8_0, KvType::F16, "-ctk q8_0"), (KvType::F16, KvType::Q4_0, "-ctv q4_0")] {
+    for (k, v, option) in
+        [(KvType::Q8_0, KvType::F16, "cache-type-k q8_0"), (KvType::F16, KvType::Q4_0, "cache-type-v q4_0")]
+    {
         let options = SessionOptions { cache_type_k: k, cache_type_v: v, ..options() };
         let error = Session::new(&engine, &options, &Cancel::default()).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
-        assert!(error.to_string().contains(flag) && error.to_string().contains("blocks of 32"), "{error}");
+        assert!(error.to_string().contains(option) && error.to_string().contains("blocks of 32"), "{error}");
     }
 }
 
@@ -336,7 +338,7 @@ fn sessions_tell_pictures_of_other_lengths_apart() -> Result<()> {
 #[test]
 fn a_text_model_refuses_pictures() {
     let error = engine("llama-gqa.gguf", 1).encode_image(&picture(0), None, None).unwrap_err();
-    assert!(error.to_string().contains("--mmproj"), "{error}");
+    assert!(error.to_string().contains("without mmproj"), "{error}");
 }
 
 #[test]

@@ -162,10 +162,10 @@ fn sessions_of_others_are_refused() {
     let error = refused(&engine_a, &SessionOptions { cache_type_v: KvType::Q8_0, ..options() });
     assert_eq!(error.kind(), ErrorKind::Mismatch);
     let message = error.to_string();
-    assert!(message.contains("\"f16\"") && message.contains("q8_0") && message.contains("-ctv"), "{message}");
+    assert!(message.contains("\"f16\"") && message.contains("q8_0") && message.contains("cache-type-v"), "{message}");
     let error = refused(&engine_a, &SessionOptions { n_ctx: 8, ..options() });
     assert_eq!(error.kind(), ErrorKind::ContextFull);
-    assert!(error.to_string().contains("9 tokens") && error.to_string().contains("-c"), "{error}");
+    assert!(error.to_string().contains("9 tokens") && error.to_string().contains("ctx-size"), "{error}");
     let error = session(&engine_a, &options()).restore(&folder.path().join("none")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
     let error = session(&engine_a, &options()).restore(&fixture("llama-gqa.gguf")).unwrap_err();

@@ -56,6 +56,25 @@ fn plans_follow_what_is_wished_for() -> Result<()> {
 }
 
 #[test]
+fn every_architecture_has_a_plan() -> Result<()> {
+    for name in ["llava-mlp.gguf", "llava-next.gguf", "minigpt4.gguf", "minigpt4-concat.gguf", "qwen-vl.gguf"] {
+        let gguf = Gguf::open(fixture(name))?;
+        let plan = |n_images| Planner::new(&gguf, None)?.plan(&Wish { n_ctx: Some(256), n_images, ..Wish::new(None) });
+        let (blind, seeing) = (plan(0)?, plan(1)?);
+        assert!(peak(&seeing) > peak(&blind), "{name}");
+        let parts = seeing.parts;
+        assert!(parts.image_rows > 0 && parts.encode_scratch > 0 && parts.vision_made > 0, "{name}: {parts:?}");
+        let weights = parts.text_mapped + parts.text_made + parts.vision_mapped + parts.vision_made;
+        assert!(
+            weights > gguf.n_bytes() / 8 && weights < 4 * gguf.n_bytes(),
+            "{name}: {weights} of {}",
+            gguf.n_bytes()
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn budgets_are_kept_or_refused_with_what_would_fit() {
     let planner = planner();
     let wish = |budget| Wish { image_size: (64, 64), budget, ..Wish::new(None) };

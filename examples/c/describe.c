@@ -11,11 +11,11 @@
 #include <time.h>
 
 /* Ends the program with the library's own words. */
-static void check(mmq_status status, mmq_error *error)
+static void check(mmq_status status, mmq_error **error)
 {
     if (status != MMQ_OK) {
-        fprintf(stderr, "error %d: %s\n", (int)status, mmq_error_message(error));
-        mmq_error_free(error);
+        fprintf(stderr, "error %d: %s\n", (int)status, mmq_error_message(*error));
+        mmq_error_free(*error);
         exit(1);
     }
 }
@@ -67,13 +67,13 @@ static void ask(const mmq_engine *engine, const mmq_image *image, const char *qu
     int64_t n_read;
     int32_t finish;
 
-    check(mmq_session_new(engine, options, 2, &session, &error), error);
-    check(mmq_session_add_image(session, MMQ_USER, image, &error), error);
-    check(mmq_session_add_text(session, MMQ_USER, question, &error), error);
+    check(mmq_session_new(engine, options, 2, &session, &error), &error);
+    check(mmq_session_add_image(session, MMQ_USER, image, &error), &error);
+    check(mmq_session_add_text(session, MMQ_USER, question, &error), &error);
     /* Known before anything is encoded or read. */
-    check(mmq_session_count_tokens(session, task, &n_tokens, &error), error);
-    check(mmq_session_generate(session, task, on_text, NULL, &finish, &error), error);
-    check(mmq_session_get(session, "n_read", &n_read, &error), error);
+    check(mmq_session_count_tokens(session, task, &n_tokens, &error), &error);
+    check(mmq_session_generate(session, task, on_text, NULL, &finish, &error), &error);
+    check(mmq_session_get(session, "n_read", &n_read, &error), &error);
     printf("\n  (%lu tokens counted, %ld read, %s)\n", (unsigned long)n_tokens, (long)n_read,
            finish == MMQ_END_OF_TURN ? "ended by the model" : "cut short");
     mmq_session_free(session);
@@ -96,7 +96,7 @@ static mmq_image *draw(void)
             pixel[2] = 220;
         }
     }
-    check(mmq_image_raw(pixels, SIDE, SIDE, STRIDE, MMQ_RGB, &image, &error), error);
+    check(mmq_image_raw(pixels, SIDE, SIDE, STRIDE, MMQ_RGB, &image, &error), &error);
     return image;
 }
 
@@ -107,7 +107,7 @@ static void print_embedding(const mmq_engine *engine, const mmq_image *image, co
     size_t n_tokens, n_embd, i;
     const float *rows;
     double sum = 0;
-    check(mmq_engine_encode(engine, image, task, &embedding, &error), error);
+    check(mmq_engine_encode(engine, image, task, &embedding, &error), &error);
     rows = mmq_embedding_data(embedding, &n_tokens, &n_embd);
     for (i = 0; i < n_tokens * n_embd; i++) {
         sum += (double)rows[i] * rows[i];
@@ -135,8 +135,8 @@ static void be_stopped(const mmq_engine *engine)
     mmq_status status;
     pthread_t thread;
 
-    check(mmq_session_new(engine, options, 2, &session, &error), error);
-    check(mmq_session_add_text(session, MMQ_RAW, "a red star and", &error), error);
+    check(mmq_session_new(engine, options, 2, &session, &error), &error);
+    check(mmq_session_add_text(session, MMQ_RAW, "a red star and", &error), &error);
     if (pthread_create(&thread, NULL, stop_soon, task) != 0) {
         fputs("no second thread\n", stderr);
         exit(1);
@@ -168,17 +168,17 @@ int main(int argc, char **argv)
         return 1;
     }
     task = mmq_task_new(on_progress, on_log, NULL);
-    check(mmq_file_path(argv[1], &model, &error), error);
-    check(mmq_file_path(argv[2], &mmproj, &error), error);
-    check(mmq_engine_open(model, mmproj, NULL, 0, task, &engine, &error), error);
+    check(mmq_file_path(argv[1], &model, &error), &error);
+    check(mmq_file_path(argv[2], &mmproj, &error), &error);
+    check(mmq_engine_open(model, mmproj, NULL, 0, task, &engine, &error), &error);
     mmq_file_free(model);
     mmq_file_free(mmproj);
     printf("%s\n", mmq_engine_describe(engine));
 
     data = read_file(argv[3], &size);
-    check(mmq_image_decode(data, size, task, &image, &error), error);
+    check(mmq_image_decode(data, size, task, &image, &error), &error);
     free(data);
-    check(mmq_engine_count_image_tokens(engine, 640, 480, &n_tokens, &error), error);
+    check(mmq_engine_count_image_tokens(engine, 640, 480, &n_tokens, &error), &error);
     printf("a picture of 640 x 480 takes %lu tokens\n", (unsigned long)n_tokens);
 
     ask(engine, image, "Describe the picture.", task);

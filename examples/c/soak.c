@@ -20,14 +20,14 @@ static void die(const char *what)
 }
 
 /* A call may succeed or be stopped. */
-static mmq_status check(mmq_status status, mmq_error *error)
+static mmq_status check(mmq_status status, mmq_error **error)
 {
     if (status != MMQ_OK && status != MMQ_CANCELLED) {
-        fprintf(stderr, "soak: error %d: %s\n", (int)status, mmq_error_message(error));
+        fprintf(stderr, "soak: error %d: %s\n", (int)status, mmq_error_message(*error));
         exit(1);
     }
     if (status != MMQ_OK) {
-        mmq_error_free(error);
+        mmq_error_free(*error);
     }
     return status;
 }
@@ -145,21 +145,21 @@ static int run(worker *w, int number, bomb *b)
     }
     if (number % 16 == 15) {
         mmq_engine *engine;
-        status = check(mmq_engine_open(w->model, w->mmproj, repack, 2, task, &engine, &error), error);
+        status = check(mmq_engine_open(w->model, w->mmproj, repack, 2, task, &engine, &error), &error);
         mmq_engine_free(engine);
     } else {
-        check(mmq_session_new(w->engine, options, 2, &session, &error), error);
+        check(mmq_session_new(w->engine, options, 2, &session, &error), &error);
         if (number % 4 == 0) {
-            check(mmq_session_add_embedding(session, MMQ_USER, w->embedding, &error), error);
+            check(mmq_session_add_embedding(session, MMQ_USER, w->embedding, &error), &error);
         } else {
-            status = check(mmq_image_decode(w->picture, w->picture_size, task, &image, &error), error);
+            status = check(mmq_image_decode(w->picture, w->picture_size, task, &image, &error), &error);
             if (status == MMQ_OK) {
-                check(mmq_session_add_image(session, MMQ_USER, image, &error), error);
+                check(mmq_session_add_image(session, MMQ_USER, image, &error), &error);
             }
         }
         if (status == MMQ_OK) {
-            check(mmq_session_add_text(session, MMQ_USER, "Describe the picture.", &error), error);
-            status = check(mmq_session_generate(session, task, on_text, &at, NULL, &error), error);
+            check(mmq_session_add_text(session, MMQ_USER, "Describe the picture.", &error), &error);
+            status = check(mmq_session_generate(session, task, on_text, &at, NULL, &error), &error);
         }
     }
     if (b != NULL) {
@@ -244,11 +244,11 @@ int main(int argc, char **argv)
         die("the picture cannot be read, or is too large");
     }
     fclose(file);
-    check(mmq_file_path(argv[1], &model, &error), error);
-    check(mmq_file_path(argv[2], &mmproj, &error), error);
-    check(mmq_engine_open(model, mmproj, NULL, 0, NULL, &engine, &error), error);
-    check(mmq_image_decode(picture, size, NULL, &image, &error), error);
-    check(mmq_engine_encode(engine, image, NULL, &embedding, &error), error);
+    check(mmq_file_path(argv[1], &model, &error), &error);
+    check(mmq_file_path(argv[2], &mmproj, &error), &error);
+    check(mmq_engine_open(model, mmproj, NULL, 0, NULL, &engine, &error), &error);
+    check(mmq_image_decode(picture, size, NULL, &image, &error), &error);
+    check(mmq_engine_encode(engine, image, NULL, &embedding, &error), &error);
     mmq_image_free(image);
     for (i = 0; i < n_threads; i++) {
         worker *w = &workers[i];

@@ -44,8 +44,6 @@ pub struct Kernels {
     pub prefetch: fn(&Source<'_>),
     /// Rounds activations to 8 bits: (x, q, scale, sum16, sum32, total), the outputs as in [`Columns`].
     pub quantize: fn(&[f32], &mut [i8], &mut [f32], &mut [f32], &mut [f32], &mut [i32]),
-    /// Rows of floats to blocks of a quantizable type: (type, search, x, n_cols, importance, out), see [`crate::quantize::quantize`].
-    pub quantize_weights: fn(Dtype, Search, &[f32], usize, Option<&[f32]>, &mut [u8]),
     /// Adds to `acc: [n_tokens][row]` the product of a panel's first `n` columns with the columns of `x` from `first` on:
     /// (form, panel, n, x, first, acc). Group by group, `acc = fma(scale_w · scale_x, Σ q_w q_x, acc)` and, for unsigned
     /// quants, `acc = fma(−min_w, scale_x · Σ q_x, acc)`.
@@ -97,6 +95,30 @@ pub struct Kernels {
     /// Writes the first columns of `n <= KEY_TILE` rows of `x`, which begin `stride` apart, to `out: [n_cols][KEY_TILE]`:
     /// (x, stride, n, out). Columns of `out` from `n` on keep what they hold.
     pub transpose: fn(&[f32], usize, usize, &mut [f32]),
+}
+
+/// Rows of floats to blocks of a quantizable type: (type, search, x, n_cols, importance, out).
+pub(crate) type QuantizeWeights = fn(Dtype, Search, &[f32], usize, Option<&[f32]>, &mut [u8]);
+
+impl Kernels {
+    /// Writes rows of floats as blocks: [`crate::quantize::quantize`], which checks its arguments, at this level. No entry of the
+    /// table: programs that only run models are a megabyte smaller without it.
+    pub fn quantize_weights(
+        &self,
+        dtype: Dtype,
+        search: Search,
+        x: &[f32],
+        n_cols: usize,
+        importance: Option<&[f32]>,
+        out: &mut [u8],
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        let faster = crate::x86::quantize_weights(self.level);
+        #[cfg(not(target_arch = "x86_64"))]
+        let faster: Option<QuantizeWeights> = None;
+        let call = faster.unwrap_or(scalar::quantize_weights::quantize_weights);
+        call(dtype, search, x, n_cols, importance, out);
+    }
 }
 
 impl Level {

@@ -177,7 +177,7 @@ impl VisionModel for MiniGpt4 {
                 if let Some(tokens) = tokens.filter(|tokens| tokens.n.get() < n_all) {
                     bail!(
                         Usage,
-                        "--image-tokens {}: a picture has {n_all} already, one for each query of the Q-Former, and none can be left out",
+                        "image-tokens {}: a picture has {n_all} already, one for each query of the Q-Former, and none can be left out",
                         tokens.n
                     );
                 }

@@ -118,7 +118,7 @@ impl VisionModel for QwenVl {
         if crops.n_crops != 1 {
             bail!(
                 Usage,
-                "pictures of this model are one crop, not {}: --image-fit {}",
+                "pictures of this model are one crop, not {}: image-fit {}",
                 crops.n_crops,
                 self.preprocess.fit
             );

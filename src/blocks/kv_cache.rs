@@ -30,12 +30,12 @@ impl KvCache {
     /// # Errors
     /// Heads that are no multiple of a type's blocks.
     pub fn new(n_layer: usize, n_head_kv: usize, head_dim: usize, n_ctx: usize, types: KvTypes) -> Result<KvCache> {
-        for (flag, what, kind) in [("-ctk", "keys", types.k), ("-ctv", "values", types.v)] {
+        for (option, what, kind) in [("cache-type-k", "keys", types.k), ("cache-type-v", "values", types.v)] {
             if !head_dim.is_multiple_of(kind.block()) {
                 let (name, block) = (kind.name(), kind.block());
                 bail!(
                     Unsupported,
-                    "{flag} {name}: {what} are stored in blocks of {block}, but this model's heads have {head_dim} \
+                    "{option} {name}: {what} are stored in blocks of {block}, but this model's heads have {head_dim} \
                      elements: use f16"
                 );
             }

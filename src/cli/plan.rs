@@ -1,11 +1,10 @@
 //! `mmq plan`: how much memory a run takes, and what makes it fit a budget, before anything is loaded.
 
 use super::image_tokens::ImageTokensArgs;
-use super::quantize::size;
 use super::run::{kv_type, load_mode};
 use super::{printed, say};
 use crate::gguf::Gguf;
-use crate::pipelines::plan::{self, Plan, Planner, Wish};
+use crate::pipelines::plan::{self, Plan, Planner, Wish, parse_size};
 use crate::pipelines::{KvType, LoadMode, Precision, find_mmproj};
 use crate::{Result, bail};
 use std::io::Write;
@@ -79,7 +78,7 @@ pub struct Args {
 #[derive(clap::Args, Clone, Debug)]
 pub struct MemoryArgs {
     /// Most memory: 1.5G, 800M or 1.4GiB; what is not given is chosen so that it fits
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub budget: Option<u64>,
 
     /// Stream layers through memory that it cannot hold all at once; without --budget, all of them
@@ -164,7 +163,7 @@ fn table(plan: &Plan) -> String {
 
 /// The flags of `mmq run` that it stands for.
 pub(super) fn flags(plan: &Plan) -> String {
-    let mode = if plan.load_mode == LoadMode::Repack { "repack" } else { "mmap" };
+    let mode = plan.load_mode.name();
     let mut flags = format!("-c {} -ub {}", plan.n_ctx, plan.n_ubatch);
     flags += &format!(" -ctk {} -ctv {} -lm {mode}", plan.type_k.name(), plan.type_v.name());
     if let Some(tokens) = plan.image_tokens {

@@ -6,6 +6,7 @@ mod report;
 use super::run::report::Progress;
 use super::{catch_ctrl_c, n_threads};
 use crate::gguf::{Gguf, Value, shard_path};
+use crate::pipelines::plan::parse_size;
 use crate::pipelines::{Quantizer, Target};
 use crate::quantize::{FileType, Goal, Imatrix, Importance, Plan, Request, Rule, parse_dtype, parse_override};
 use crate::{Dtype, Result, bail};
@@ -96,7 +97,7 @@ pub struct Args {
     search: Search,
 
     /// Choose types so that the files are as large as this at most, in place of TYPE: 1.5G, 800M, 1.4GiB, or bytes
-    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with_all = ["target_bpw", "pure"])]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with_all = ["target_bpw", "pure"])]
     target_size: Option<u64>,
 
     /// Choose types so that tensors take as many bits per weight at most, in place of TYPE
@@ -129,27 +130,6 @@ fn search(text: &str) -> Result<Search> {
         "best" => Ok(Search::Best),
         "ggml" => Ok(Search::Ggml),
         _ => bail!(Usage, "expected best or ggml, got {text:?}"),
-    }
-}
-
-/// A number of bytes with a unit: K, M, G are powers of 1000, KiB, MiB, GiB of 1024.
-pub(super) fn size(text: &str) -> Result<u64> {
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    let unit = unit.to_ascii_lowercase();
-    let factor = match unit.strip_suffix('b').unwrap_or(&unit) {
-        "" => 1.0,
-        "k" => 1e3,
-        "m" => 1e6,
-        "g" => 1e9,
-        "ki" => 1024.0,
-        "mi" => 1024.0 * 1024.0,
-        "gi" => 1024.0 * 1024.0 * 1024.0,
-        _ => f64::NAN,
-    };
-    match number.parse::<f64>().map(|number| number * factor) {
-        Ok(bytes) if (1.0..1e18).contains(&bytes) => Ok(bytes as u64),
-        _ => bail!(Usage, "expected a size such as 1.5G, 800M or 1.4GiB, got {text:?}"),
     }
 }
 

@@ -1,10 +1,10 @@
 //! `mmq split` and `mmq merge`: a model in several files, and in one again.
 
-use super::quantize::size;
 use super::run::report::Progress;
 use super::{catch_ctrl_c, say, scaled};
 use crate::Result;
 use crate::gguf::{Gguf, shard_path};
+use crate::pipelines::plan::parse_size;
 use crate::pipelines::{Limit, Shards};
 use std::path::PathBuf;
 
@@ -27,7 +27,7 @@ pub struct SplitArgs {
     split_max_tensors: Option<usize>,
 
     /// Most bytes of tensors in a file: 500M, 2G
-    #[arg(long, value_name = "N(M|G)", value_parser = size)]
+    #[arg(long, value_name = "N(M|G)", value_parser = parse_size)]
     split_max_size: Option<u64>,
 
     /// Nothing but metadata in the first file

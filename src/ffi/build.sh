@@ -23,6 +23,8 @@ case $target in
     # A package for Android holds libraries by their plain names.
     *-android*) named=libmmq.so link=(-C "link-arg=-Wl,-soname,libmmq.so") ;;
 esac
+# Where the linker is LLVM's: functions of the same code become one.
+case $target in x86_64-unknown-linux-gnu | *-android*) link+=(-C "link-arg=-Wl,--icf=all") ;; esac
 
 cargo rustc --lib --crate-type staticlib,cdylib --profile library --target "$target" \
     --no-default-features --features "${MMQ_FEATURES:-ffi}" "$@" -- "${link[@]}"
@@ -36,7 +38,9 @@ sed -e "s|@PREFIX@|$prefix|" -e "s|@VERSION@|$version|" src/ffi/mmq.pc.in >"$pre
 if [ "$target" = "$(rustc -vV | sed -n 's/^host: //p')" ] && command -v objcopy >/dev/null && [[ $target == *-linux-* ]]; then
     # One object that shows the interface alone: the standard library inside meets no other one in a program.
     ld -r --whole-archive "$built/libmmq.a" -o "$prefix/lib/mmq.o"
-    objcopy --wildcard --keep-global-symbol='mmq_*' --strip-debug "$prefix/lib/mmq.o"
+    # Compilers' intermediate code, which the standard library brings along, stops tools that do not know its version.
+    objcopy --wildcard --keep-global-symbol='mmq_*' --strip-debug --remove-section='.llvmbc' --remove-section='.llvmcmd' \
+        "$prefix/lib/mmq.o"
     rm -f "$prefix/lib/libmmq.a"
     ar rcs "$prefix/lib/libmmq.a" "$prefix/lib/mmq.o"
     rm "$prefix/lib/mmq.o"

@@ -114,6 +114,10 @@ impl Chat {
                 "the text has {IMAGE_MARKER} in it, which stands for a picture: add one instead"
             )));
         }
+        if let Part::Picture(image) = &part {
+            // What cannot be looked at is refused now, not when the prompt is read.
+            self.session.engine().n_image_tokens(image.width, image.height)?;
+        }
         let raw = |role| role == Role::Raw;
         if self.turns.first().is_some_and(|first| raw(first.role) != raw(role)) {
             return Err(usage("raw text and messages cannot be mixed in a session".into()));

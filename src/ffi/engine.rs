@@ -68,6 +68,29 @@ impl mmq_file {
     }
 }
 
+/// A text model and its mmproj; none: those that are compiled into the library.
+pub(super) struct Files<'a>(Option<(&'a mmq_file, Option<&'a mmq_file>)>);
+
+impl Files<'_> {
+    pub unsafe fn of<'a>(model: *const mmq_file, mmproj: *const mmq_file) -> Result<Files<'a>> {
+        let file = |what, file: *const mmq_file| {
+            // SAFETY: the caller of the C function gives null or files that are not freed.
+            (!file.is_null()).then(|| unsafe { edge::object(what, file) }).transpose()
+        };
+        match (file("model", model)?, file("mmproj", mmproj)?) {
+            (None, Some(_)) => Err(usage("an mmproj without the text model that it belongs to".into())),
+            (model, mmproj) => Ok(Files(model.map(|model| (model, mmproj)))),
+        }
+    }
+
+    pub fn open(&self) -> Result<(Gguf, Option<Gguf>), crate::Error> {
+        match self.0 {
+            Some((model, mmproj)) => Ok((model.open()?, mmproj.map(mmq_file::open).transpose()?)),
+            None => built_in(),
+        }
+    }
+}
+
 /// See `mmq.h`.
 ///
 /// # Safety
@@ -192,21 +215,12 @@ pub unsafe extern "C" fn mmq_engine_open(
         edge::run(error, || {
             let place = edge::new_place("the engine", engine)?;
             let options = options::engine(&options::pairs(options, n_options)?)?;
-            let task = Task::of(task)?;
-            if model.is_null() && !mmproj.is_null() {
-                return Err(usage("an mmproj without the text model that it belongs to".into()));
-            }
-            let model = if model.is_null() { None } else { Some(edge::object("model", model)?) };
-            let mmproj = if mmproj.is_null() { None } else { Some(edge::object("mmproj", mmproj)?) };
-
+            let (files, task) = (Files::of(model, mmproj)?, Task::of(task)?);
             let start = Instant::now();
             let mut show = task.progress(Phase::Load);
             show(0.0);
             let loaded = task.cancel.guard(|| {
-                let (model, mmproj) = match model {
-                    Some(model) => (model.open()?, mmproj.map(mmq_file::open).transpose()?),
-                    None => built_in()?,
-                };
+                let (model, mmproj) = files.open()?;
                 Engine::build(&model, mmproj.as_ref(), &options, Some(&mut show))
             })?;
             show(1.0);

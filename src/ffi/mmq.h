@@ -95,8 +95,9 @@ typedef void (*mmq_log_fn)(void *user, int32_t level, const char *message);
 
 /* Either callback may be NULL. */
 mmq_task *mmq_task_new(mmq_progress_fn progress, mmq_log_fn log, void *user);
-/* Stops the calls that run with the task, and those that will: they return MMQ_CANCELLED soon, be they busy reading
- * files, repacking weights, with pictures, with the prompt or with the answer. Does not wait for them. May be called on any
+/* Stops the calls that run with the task, and those that will: they return MMQ_CANCELLED within 50 ms, unless the system lets
+ * them wait for a processor or a disk, be they busy reading files, repacking weights, with pictures, with the prompt or with
+ * the answer. Does not wait for them: a thread of the library may give memory back a little later. May be called on any
  * thread, from callbacks, and in a signal handler. */
 void mmq_task_cancel(const mmq_task *task);
 int32_t mmq_task_is_cancelled(const mmq_task *task);
@@ -118,6 +119,27 @@ mmq_status mmq_file_descriptor(int descriptor, uint64_t offset, uint64_t size, m
 mmq_status mmq_file_memory(const void *data, size_t size, void (*release)(void *user), void *user, mmq_file **file,
                            mmq_error **error);
 void mmq_file_free(mmq_file *file);
+
+/* ---- Memory ---- */
+
+/* How much memory a run takes, and what makes it fit a budget. */
+typedef struct mmq_plan mmq_plan;
+
+/* Reads names and shapes of the files' tensors, no weights. Options; what is not given is the plan's to choose:
+ *   budget            most memory, the program's own included: "1.5G", "800M", "1.4GiB"; otherwise what a run takes as it is
+ *   images            pictures of a conversation (1); image-size: their pixels ("1024x768")
+ *   low-memory        true: layers are read from the file each time, as many as must
+ *   load-mode, vision-precision, image-tokens, image-tokens-by       as of engines
+ *   ctx-size, ubatch-size, cache-type-k, -v                          as of sessions
+ * If nothing fits it fails with MMQ_MEMORY, and says what would. */
+mmq_status mmq_plan_new(const mmq_file *model, const mmq_file *mmproj, const mmq_option *options, size_t n_options,
+                        mmq_plan **plan, mmq_error **error);
+/* The plan as a JSON object: what is chosen, bytes of each of the "parts", most bytes in each of the "phases", and "peak". */
+const char *mmq_plan_json(const mmq_plan *plan);
+/* What is chosen, for mmq_engine_open and mmq_session_new. All three live as long as the plan. */
+const mmq_option *mmq_plan_engine_options(const mmq_plan *plan, size_t *n_options);
+const mmq_option *mmq_plan_session_options(const mmq_plan *plan, size_t *n_options);
+void mmq_plan_free(mmq_plan *plan);
 
 /* ---- Engines ---- */
 

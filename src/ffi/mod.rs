@@ -8,6 +8,7 @@ mod engine;
 mod error;
 mod image;
 mod options;
+mod plan;
 mod session;
 mod task;
 
@@ -19,6 +20,7 @@ pub use engine::*;
 pub use error::*;
 pub use image::*;
 pub use options::mmq_option;
+pub use plan::*;
 pub use session::*;
 pub use task::*;
 

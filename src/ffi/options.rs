@@ -2,6 +2,7 @@
 
 use super::edge::{self, Result, usage};
 use crate::media::Filter;
+use crate::pipelines::plan::{Wish, parse_size};
 use crate::pipelines::{
     EngineOptions, Generation, ImageTokens, KvType, LoadMode, Overflow, Power, Precision, Reduction, SessionOptions,
 };
@@ -76,14 +77,10 @@ pub(super) fn engine(pairs: &[(&str, &str)]) -> Result<EngineOptions> {
                 let n = parse(key, value, "a whole number from 0 (the physical cores) to 256", |n: &usize| *n <= 256)?;
                 options.n_threads = (n > 0).then_some(n);
             }
-            "load-mode" => options.load_mode = parse(key, value, "auto, mmap or repack", |_: &LoadMode| true)?,
-            "vision-precision" => {
-                options.vision_precision = parse(key, value, "auto, f32 or int8", |_: &Precision| true)?;
-            }
+            "load-mode" => options.load_mode = load_mode(key, value)?,
+            "vision-precision" => options.vision_precision = vision_precision(key, value)?,
             "image-tokens" => n_image = NonZeroUsize::new(count(key, value)?),
-            "image-tokens-by" => {
-                by = Some(parse(key, value, "saliency, coverage or downsample", |_: &Reduction| true)?);
-            }
+            "image-tokens-by" => by = Some(reduction(key, value)?),
             "chat-template" => options.chat_template = Some(value.to_owned()),
             "image-fit" => options.image_fit = Some(value.to_owned()),
             "image-filter" => {
@@ -94,21 +91,93 @@ pub(super) fn engine(pairs: &[(&str, &str)]) -> Result<EngineOptions> {
             "image-cache-size" => options.image_cache.dir_bytes = parse(key, value, "bytes", |_: &u64| true)?,
             "image-cache-memory" => options.image_cache.n_bytes = parse(key, value, "bytes", |_: &usize| true)?,
             "power" => options.power = power(key, value)?,
-            "release-vision" => options.release_vision = parse(key, value, "true or false", |_: &bool| true)?,
+            "release-vision" => options.release_vision = flag(key, value)?,
             "resident-layers" => options.resident_layers = Some(count(key, value)?),
             _ => return Err(unknown(key, ENGINE_KEYS)),
         }
     }
-    if by.is_some() && n_image.is_none() {
-        return Err(usage("option \"image-tokens-by\" needs \"image-tokens\"".into()));
-    }
-    options.image_tokens = n_image.map(|n| ImageTokens { n, by: by.unwrap_or_default() });
+    options.image_tokens = image_tokens(n_image, by)?;
     Ok(options)
 }
 
 fn power(key: &str, value: &str) -> Result<Power> {
     let found = Power::NAMES.into_iter().find_map(|(name, power)| (name == value).then_some(power));
     found.ok_or_else(|| usage(format!("option {key:?}: expected low, balanced or fast, got {value:?}")))
+}
+
+const PLAN_KEYS: &[&str] = &[
+    "budget",
+    "low-memory",
+    "images",
+    "image-size",
+    "ctx-size",
+    "ubatch-size",
+    "cache-type-k",
+    "cache-type-v",
+    "load-mode",
+    "vision-precision",
+    "image-tokens",
+    "image-tokens-by",
+];
+
+/// The options of `mmq_plan_new`: what is wished for, and the vision precision by its name.
+pub(super) fn plan<'a>(pairs: &[(&str, &'a str)]) -> Result<(Wish, &'a str)> {
+    let mut wish = Wish::new(None);
+    let (mut n_image, mut by, mut precision) = (None, None, "auto");
+    for &(key, value) in pairs {
+        match key {
+            "budget" => wish.budget = Some(parse_size(value)?),
+            "low-memory" => wish.low_memory = flag(key, value)?,
+            "images" => wish.n_images = count(key, value)?,
+            "image-size" => wish.image_size = pixels(key, value)?,
+            "ctx-size" => wish.n_ctx = Some(count(key, value)?).filter(|n| *n > 0),
+            "ubatch-size" => {
+                wish.n_ubatch = Some(parse(key, value, "a whole number from 1 on", |n: &usize| *n > 0)?);
+            }
+            "cache-type-k" => wish.type_k = Some(kv_type(key, value)?),
+            "cache-type-v" => wish.type_v = Some(kv_type(key, value)?),
+            "load-mode" => wish.load_mode = Some(load_mode(key, value)?).filter(|mode| *mode != LoadMode::Auto),
+            "vision-precision" => (wish.vision_precision, precision) = (vision_precision(key, value)?, value),
+            "image-tokens" => n_image = NonZeroUsize::new(count(key, value)?),
+            "image-tokens-by" => by = Some(reduction(key, value)?),
+            _ => return Err(unknown(key, PLAN_KEYS)),
+        }
+    }
+    if wish.low_memory && wish.load_mode == Some(LoadMode::Repack) {
+        return Err(usage("option \"low-memory\": goes with \"load-mode\" \"mmap\" alone".into()));
+    }
+    wish.image_tokens = image_tokens(n_image, by)?;
+    Ok((wish, precision))
+}
+
+/// Width and height: `1024x768`.
+fn pixels(key: &str, value: &str) -> Result<(usize, usize)> {
+    let side = |text: &str| text.parse().ok().filter(|n| (1..=1 << 16).contains(n));
+    let sides = value.split_once('x').and_then(|(width, height)| Some((side(width)?, side(height)?)));
+    sides.ok_or_else(|| usage(format!("option {key:?}: expected 1024x768 or the like, got {value:?}")))
+}
+
+fn flag(key: &str, value: &str) -> Result<bool> {
+    parse(key, value, "true or false", |_| true)
+}
+
+fn load_mode(key: &str, value: &str) -> Result<LoadMode> {
+    parse(key, value, "auto, mmap or repack", |_| true)
+}
+
+fn vision_precision(key: &str, value: &str) -> Result<Precision> {
+    parse(key, value, "auto, f32 or int8", |_| true)
+}
+
+fn reduction(key: &str, value: &str) -> Result<Reduction> {
+    parse(key, value, "saliency, coverage or downsample", |_| true)
+}
+
+fn image_tokens(n: Option<NonZeroUsize>, by: Option<Reduction>) -> Result<Option<ImageTokens>> {
+    if by.is_some() && n.is_none() {
+        return Err(usage("option \"image-tokens-by\" needs \"image-tokens\"".into()));
+    }
+    Ok(n.map(|n| ImageTokens { n, by: by.unwrap_or_default() }))
 }
 
 /// A knob of the sampler that is a number.
@@ -171,8 +240,7 @@ pub(super) fn session(pairs: &[(&str, &str)]) -> Result<(SessionOptions, Generat
         match key {
             "ctx-size" => options.n_ctx = count(key, value)?,
             "context-shift" => {
-                let shift = parse(key, value, "true or false", |_: &bool| true)?;
-                options.overflow = if shift { Overflow::DropOldest } else { Overflow::Stop };
+                options.overflow = if flag(key, value)? { Overflow::DropOldest } else { Overflow::Stop };
             }
             "ubatch-size" => options.n_ubatch = count(key, value)?,
             "cache-type-k" => options.cache_type_k = kv_type(key, value)?,
@@ -191,7 +259,7 @@ pub(super) fn session(pairs: &[(&str, &str)]) -> Result<(SessionOptions, Generat
             "samplers" => sampler.samplers = SamplerKind::parse_names(value)?,
             "mirostat" => sampler.mirostat = parse(key, value, "0, 1 or 2", |n| *n <= 2)?,
             "logit-bias" => sampler.logit_bias.push(logit_bias(key, value)?),
-            "ignore-eos" => sampler.ignore_eos = parse(key, value, "true or false", |_: &bool| true)?,
+            "ignore-eos" => sampler.ignore_eos = flag(key, value)?,
             "dry-sequence-breaker" => breakers.push(value.to_owned()),
             _ => {
                 if let Some((_, knob)) = KNOBS.iter().find(|(name, _)| *name == key) {

@@ -50,6 +50,23 @@ pub unsafe extern "C" fn mmq_session_free(session: *mut mmq_session) {
     unsafe { edge::free(session) }
 }
 
+/// Appends what `part` reads from a call's arguments.
+unsafe fn add(
+    session: *mut mmq_session,
+    role: i32,
+    error: *mut *mut mmq_error,
+    part: impl FnOnce() -> edge::Result<Part>,
+) -> mmq_status {
+    // SAFETY: the caller's pointers, as `mmq.h` says.
+    unsafe {
+        edge::run(error, || {
+            let session = edge::object("session", session)?;
+            let (part, role) = (part()?, Role::from_c(role)?);
+            session.with(|chat| chat.add(role, part))
+        })
+    }
+}
+
 /// See `mmq.h`.
 ///
 /// # Safety
@@ -62,13 +79,7 @@ pub unsafe extern "C" fn mmq_session_add_text(
     error: *mut *mut mmq_error,
 ) -> mmq_status {
     // SAFETY: the caller's pointers, as `mmq.h` says.
-    unsafe {
-        edge::run(error, || {
-            let session = edge::object("session", session)?;
-            let (role, text) = (Role::from_c(role)?, edge::text("text", text)?);
-            session.with(|chat| chat.add(role, Part::Text(text.to_owned())))
-        })
-    }
+    unsafe { add(session, role, error, || Ok(Part::Text(edge::text("text", text)?.to_owned()))) }
 }
 
 /// See `mmq.h`.
@@ -83,18 +94,7 @@ pub unsafe extern "C" fn mmq_session_add_image(
     error: *mut *mut mmq_error,
 ) -> mmq_status {
     // SAFETY: the caller's pointers, as `mmq.h` says.
-    unsafe {
-        edge::run(error, || {
-            let session = edge::object("session", session)?;
-            let pixels = edge::object("image", image)?.pixels.clone();
-            let role = Role::from_c(role)?;
-            session.with(|chat| {
-                // What cannot be looked at is refused now, not when the prompt is read.
-                chat.session.engine().n_image_tokens(pixels.width, pixels.height)?;
-                chat.add(role, Part::Picture(pixels))
-            })
-        })
-    }
+    unsafe { add(session, role, error, || Ok(Part::Picture(edge::object("image", image)?.pixels.clone()))) }
 }
 
 /// See `mmq.h`.
@@ -109,14 +109,7 @@ pub unsafe extern "C" fn mmq_session_add_embedding(
     error: *mut *mut mmq_error,
 ) -> mmq_status {
     // SAFETY: the caller's pointers, as `mmq.h` says.
-    unsafe {
-        edge::run(error, || {
-            let session = edge::object("session", session)?;
-            let encoded = edge::object("embedding", embedding)?.encoded.clone();
-            let role = Role::from_c(role)?;
-            session.with(|chat| chat.add(role, Part::Encoded(encoded)))
-        })
-    }
+    unsafe { add(session, role, error, || Ok(Part::Encoded(edge::object("embedding", embedding)?.encoded.clone()))) }
 }
 
 /// See `mmq.h`.

@@ -206,6 +206,9 @@ fn null_is_an_error() {
         mmq_task_cancel(null());
         assert_eq!((mmq_task_is_cancelled(null()), *mmq_engine_describe(null())), (0, 0));
         assert!(mmq_embedding_data(null(), n, null_mut()).is_null() && *n == 0);
+        assert_eq!(*mmq_plan_json(null()), 0);
+        assert!(mmq_plan_engine_options(null(), n).is_null() && mmq_plan_session_options(null(), null_mut()).is_null());
+        mmq_plan_free(null_mut());
         mmq_file_free(null_mut());
         mmq_engine_free(null_mut());
         mmq_session_free(null_mut());
@@ -281,6 +284,70 @@ fn what_makes_no_sense_is_an_error() {
         let (status, message) = outcome(|e| mmq_image_decode(c"no picture".as_ptr().cast(), 10, null(), &mut image, e));
         assert!(status != OK && message.contains("not a picture"), "{message}");
     }
+}
+
+fn plan(pairs: &[(&str, &str)]) -> Owned<mmq_plan> {
+    let options = options(pairs);
+    made(mmq_plan_free, |place, error| {
+        // SAFETY: as above.
+        unsafe { mmq_plan_new(null(), null(), options.1.as_ptr(), options.1.len(), place, error) }
+    })
+}
+
+#[test]
+fn what_a_plan_chooses_opens_an_engine_and_a_session() {
+    let json = |plan: &Owned<mmq_plan>| -> serde_json::Value {
+        // SAFETY: a text of this library.
+        serde_json::from_str(unsafe { CStr::from_ptr(mmq_plan_json(plan.0)) }.to_str().unwrap()).unwrap()
+    };
+    let free = json(&plan(&[("image-size", "64x64")]));
+    let peak = free["peak"].as_u64().unwrap();
+    let budget = (peak * 97 / 100).to_string();
+    let wish = [("image-size", "64x64"), ("budget", &budget), ("cache-type-v", "q8_0")];
+    let fitted = plan(&wish);
+    let chosen = json(&fitted);
+    assert!(chosen["peak"].as_u64().unwrap() <= peak * 97 / 100 && chosen["release_vision"] == true, "{chosen}");
+    assert_eq!((&chosen["type_v"], &chosen["load_mode"]), (&"q8_0".into(), &"mmap".into()));
+
+    let (mut n_engine, mut n_session) = (0, 0);
+    // SAFETY: as above; the options live as long as the plan.
+    let (engine, session) = unsafe {
+        let options = mmq_plan_engine_options(fitted.0, &mut n_engine);
+        let engine =
+            made(mmq_engine_free, |place, e| mmq_engine_open(null(), null(), options, n_engine, null(), place, e));
+        let options = mmq_plan_session_options(fitted.0, &mut n_session);
+        let session = made(mmq_session_free, |place, e| mmq_session_new(engine.0, options, n_session, place, e));
+        (engine, session)
+    };
+    assert_eq!((n_engine, n_session), (4, 4));
+    assert_eq!(get(&session, "n_ctx"), chosen["n_ctx"].as_i64().unwrap());
+    add_image(&session, &image());
+    drop(engine);
+
+    let refused = |pairs: &[(&str, &str)], status: mmq_status, words: &str| {
+        let options = options(pairs);
+        // SAFETY: as above.
+        fail(status, words, |e| unsafe {
+            mmq_plan_new(null(), null(), options.1.as_ptr(), options.1.len(), &mut null_mut(), e)
+        });
+    };
+    refused(&[("budget", "1M")], 7, "does not fit 1M");
+    refused(&[("budget", "much")], USAGE, "got \"much\"");
+    refused(&[("image-size", "64")], USAGE, "expected 1024x768 or the like");
+    refused(&[("ubatch-size", "0")], USAGE, "from 1 on");
+    refused(&[("low-memory", "true")], USAGE, "from files alone");
+    refused(&[("low-memory", "true"), ("load-mode", "repack")], USAGE, "alone");
+    refused(&[("predict", "1")], USAGE, "known are budget");
+}
+
+#[test]
+fn messages_speak_of_options_not_of_flags() {
+    let engine = engine();
+    let session = session(&engine, &[("ctx-size", "4")]);
+    add_text(&session, USER, "Describe the picture.");
+    // SAFETY: as above.
+    let (status, message) = outcome(|e| unsafe { mmq_session_prefill(session.0, null(), e) });
+    assert!(status == 6 && message.contains("raise ctx-size") && !message.contains(" -"), "{message}");
 }
 
 #[test]

@@ -35,9 +35,14 @@ pub enum LoadMode {
 }
 
 impl LoadMode {
-    /// Every mode with the name that flags take.
+    /// Every mode, as they are declared, with the name that flags take.
     pub const NAMES: [(&str, LoadMode); 3] =
         [("auto", LoadMode::Auto), ("mmap", LoadMode::Mmap), ("repack", LoadMode::Repack)];
+
+    /// The name that it is parsed from.
+    pub fn name(self) -> &'static str {
+        LoadMode::NAMES[self as usize].0
+    }
 }
 
 impl std::str::FromStr for LoadMode {
@@ -229,6 +234,7 @@ impl Engine {
             Some(template) => ChatTemplate::new(template)?,
             None => ChatTemplate::pick(text.metadata(), vision_file.map(Gguf::metadata))?,
         };
+        unless_stopped()?;
         Ok(Engine {
             device,
             text: model,
@@ -329,11 +335,7 @@ impl Engine {
         match &self.vision {
             Some(vision) => Ok(vision.as_ref()),
             None => {
-                bail!(
-                    Usage,
-                    "{}: a text model without mmproj cannot look at pictures: give one with --mmproj",
-                    self.name
-                )
+                bail!(Usage, "{}: a text model without mmproj cannot look at pictures", self.name)
             }
         }
     }

@@ -12,9 +12,9 @@ use serde::Serialize;
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
 
-/// What a process takes before it has a model: code, stacks, buffers of the threads. Measured, as the next three are, with
-/// the program on x86-64 Linux.
-const BASE: u64 = 9_500_000;
+/// What a process takes before it has a model: code, the system's libraries, stacks, buffers of the threads. Measured, as the
+/// next three are, with the program on x86-64 Linux.
+const BASE: u64 = 12_000_000;
 /// What a token of the vocabulary, or a rule of merging, takes in the tokenizer.
 const TOKEN: u64 = 100;
 /// What each takes besides while the file is read.
@@ -144,7 +144,7 @@ fn kv_name<S: serde::Serializer>(kind: &KvType, s: S) -> std::result::Result<S::
 }
 
 fn mode_name<S: serde::Serializer>(mode: &LoadMode, s: S) -> std::result::Result<S::Ok, S::Error> {
-    s.serialize_str(if *mode == LoadMode::Repack { "repack" } else { "mmap" })
+    s.serialize_str(mode.name())
 }
 
 fn n_tokens<S: serde::Serializer>(tokens: &Option<ImageTokens>, s: S) -> std::result::Result<S::Ok, S::Error> {
@@ -201,12 +201,13 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Bytes that are made of the matrices that `made` takes (their new size), and of those that it leaves mapped.
+    /// Bytes that are made of the matrices that `made` takes (their new size), and of those that it leaves mapped. Of the former
+    /// an end stays mapped, which comes back with the matrix behind it.
     fn split(&self, made: impl Fn(Dtype, usize, usize, u64) -> Option<u64>) -> (u64, u64) {
         let (mut new, mut mapped) = (4 * self.vectors.0, self.vectors.1);
         for (dtype, n_rows, n_cols, n_bytes) in &self.matrices {
             match made(*dtype, *n_rows, *n_cols, *n_bytes) {
-                Some(n) => new += n,
+                Some(n) => (new, mapped) = (new + n, mapped + n_bytes.min(&(FAULT / 2))),
                 None => mapped += n_bytes,
             }
         }
@@ -496,10 +497,34 @@ fn phases(p: &Parts, release_vision: bool, loading: u64) -> Vec<Phase> {
     phases
 }
 
-/// Bytes for people, as `mmq quantize --target-size` reads them: `1.50G`.
+/// Bytes for people, as [`parse_size`] reads them: `1.50G`.
 pub fn size(n: u64) -> String {
     match n {
         0..1_000_000_000 => format!("{:.0}M", n as f64 / 1e6),
         _ => format!("{:.2}G", n as f64 / 1e9),
+    }
+}
+
+/// A number of bytes with a unit: K, M, G are powers of 1000, KiB, MiB, GiB of 1024.
+///
+/// # Errors
+/// `Usage`: anything else.
+pub fn parse_size(text: &str) -> Result<u64> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let unit = unit.to_ascii_lowercase();
+    let factor = match unit.strip_suffix('b').unwrap_or(&unit) {
+        "" => 1.0,
+        "k" => 1e3,
+        "m" => 1e6,
+        "g" => 1e9,
+        "ki" => 1024.0,
+        "mi" => 1024.0 * 1024.0,
+        "gi" => 1024.0 * 1024.0 * 1024.0,
+        _ => f64::NAN,
+    };
+    match number.parse::<f64>().map(|number| number * factor) {
+        Ok(bytes) if (1.0..1e18).contains(&bytes) => Ok(bytes as u64),
+        _ => bail!(Usage, "expected a size such as 1.5G, 800M or 1.4GiB, got {text:?}"),
     }
 }

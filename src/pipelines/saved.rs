@@ -115,13 +115,14 @@ impl Header {
                 self.model
             );
         }
-        for (flag, what, theirs, ours) in
-            [("-ctk", "keys", &self.cache.type_k, &own.type_k), ("-ctv", "values", &self.cache.type_v, &own.type_v)]
-        {
+        for (option, what, theirs, ours) in [
+            ("cache-type-k", "keys", &self.cache.type_k, &own.type_k),
+            ("cache-type-v", "values", &self.cache.type_v, &own.type_v),
+        ] {
             if theirs != ours {
                 bail!(
                     Mismatch,
-                    "{name}: {what} are stored as {theirs:?}, but this session stores them as {ours} ({flag})"
+                    "{name}: {what} are stored as {theirs:?}, but this session stores them as {ours} ({option})"
                 );
             }
         }
@@ -135,7 +136,11 @@ impl Header {
             );
         }
         if self.n_past > n_ctx {
-            bail!(ContextFull, "{name}: a session of {} tokens, but the context holds {n_ctx}: raise -c", self.n_past);
+            bail!(
+                ContextFull,
+                "{name}: a session of {} tokens, but the context holds {n_ctx}: raise ctx-size",
+                self.n_past
+            );
         }
         if let Some(token) = self.pending.filter(|token| *token as usize >= self.n_vocab) {
             bail!(Format, "{name}: damaged: token {token} is beyond the vocabulary of {}", self.n_vocab);

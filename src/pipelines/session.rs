@@ -173,7 +173,7 @@ impl Session {
     pub fn new(engine: &Arc<Engine>, options: &SessionOptions, cancel: &Cancel) -> Result<Session> {
         let n_ctx = if options.n_ctx == 0 { engine.n_ctx_train() } else { options.n_ctx };
         if options.n_ubatch == 0 {
-            bail!(Usage, "a batch of 0 tokens (-ub)");
+            bail!(Usage, "ubatch-size: a batch of 0 tokens");
         }
         Ok(Session {
             cache: engine.text.new_cache(n_ctx, KvTypes { k: options.cache_type_k, v: options.cache_type_v })?,
@@ -385,7 +385,7 @@ impl Session {
         if slots.len() > self.n_ctx() {
             bail!(
                 ContextFull,
-                "the prompt takes {} tokens, the context holds {}: raise -c, or shorten the prompt",
+                "the prompt takes {} tokens, the context holds {}: raise ctx-size, or shorten the prompt",
                 slots.len(),
                 self.n_ctx()
             );
@@ -547,7 +547,7 @@ impl Session {
         }
         if let Some(token) = self.pending {
             if self.cache.len() == self.n_ctx() && !self.make_room()? {
-                bail!(ContextFull, "the context of {} tokens is full: raise -c to go on", self.n_ctx());
+                bail!(ContextFull, "the context of {} tokens is full: raise ctx-size to go on", self.n_ctx());
             }
             let mut x = Vec::new();
             self.engine.text.embed(&[token], &mut x);
@@ -559,7 +559,7 @@ impl Session {
             bail!(
                 Format,
                 "{}: the model's logits are not numbers: its weights are damaged, or its keys and values too large for \
-                 F16 (-ctk f32 -ctv f32)",
+                 F16 (cache-type-k and cache-type-v: f32)",
                 self.engine.name()
             );
         }

@@ -7,7 +7,7 @@ use crate::{Dtype, Result, unless_stopped};
 use mmq_kernels::interleave::interleave;
 use mmq_kernels::panel::PANEL_ROWS;
 use mmq_kernels::round::{Steps, to_q8_0};
-use mmq_kernels::{Layout, Team, Weights, kernels};
+use mmq_kernels::{Layout, Team, Weights, kernels, stopped};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -20,13 +20,29 @@ pub struct Prepare<'a> {
     team: &'a Team,
     /// Told the number of bytes done since the last call.
     progress: RefCell<&'a mut dyn FnMut(usize)>,
+    made: Made,
+}
+
+/// All that was made, held until it is known whether it is wanted.
+#[derive(Default)]
+struct Made(RefCell<Vec<Bytes>>);
+
+impl Drop for Made {
+    /// Gigabytes take the system tens of milliseconds to take back: who has stopped the work does not wait for it.
+    fn drop(&mut self) {
+        if stopped() {
+            let made = self.0.take();
+            // Where no thread is to be had they are given back here.
+            let _ = std::thread::Builder::new().name("mmq-free".into()).spawn(move || drop(made));
+        }
+    }
 }
 
 impl<'a> Prepare<'a> {
     /// Works with `team` until it is [stopped](mmq_kernels::stopped); `progress` is told of each stretch of stored bytes that
     /// is done.
     pub fn new(team: &'a Team, progress: &'a mut dyn FnMut(usize)) -> Prepare<'a> {
-        Prepare { team, progress: RefCell::new(progress) }
+        Prepare { team, progress: RefCell::new(progress), made: Made::default() }
     }
 
     /// The threads that it works with.
@@ -66,8 +82,7 @@ impl<'a> Prepare<'a> {
         let step = CHUNK.div_ceil(PANEL_ROWS * stored) * PANEL_ROWS;
         let bytes = Bytes::filled(n_rows * made, |out| {
             from.read_ahead(0..step.min(n_rows) * stored);
-            for first in (0..n_rows).step_by(step) {
-                unless_stopped()?;
+            for first in (0..n_rows).step_by(step).take_while(|_| !stopped()) {
                 let rows = first..n_rows.min(first + step);
                 let next = rows.end..n_rows.min(rows.end + step);
                 from.read_ahead(next.start * stored..next.end * stored);
@@ -77,6 +92,8 @@ impl<'a> Prepare<'a> {
             }
             Ok(())
         })?;
+        self.made.0.borrow_mut().push(bytes.clone());
+        unless_stopped()?;
         Ok(Weight { dtype, layout: Layout::Panels, bytes, ..weight.clone() })
     }
 }

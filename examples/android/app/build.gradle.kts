@@ -13,7 +13,7 @@ android {
         ndk { abiFilters += "arm64-v8a" }
     }
     // The binding lies in the library's own sources.
-    sourceSets["main"].java.srcDirs("src/main/kotlin", "../../../src/ffi/kotlin")
+    sourceSets["main"].java.srcDirs("src/main/kotlin", "../../../src/ffi/kotlin/mmq")
     // So that a model in the package can be mapped where it lies.
     androidResources { noCompress += "gguf" }
     kotlinOptions { jvmTarget = "17" }

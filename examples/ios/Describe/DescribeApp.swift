@@ -32,12 +32,18 @@ final class Model: ObservableObject {
     }
 
     func ask(_ question: String, about item: PhotosPickerItem) {
-        stop()
-        isBusy = true
-        answer = ""
+        let last = task
         task = Task {
+            last?.cancel()
+            await last?.value
+            isBusy = true
+            answer = ""
+            defer { isBusy = false }
             do {
-                guard let data = try await item.loadTransferable(type: Data.self) else { return }
+                guard let data = try await item.loadTransferable(type: Data.self) else {
+                    status = "The picture cannot be read"
+                    return
+                }
                 let session = try Session(try await loaded(), options: [("ctx-size", "4096")])
                 try session.add(.user, try await Mmq.Image(decoding: [UInt8](data)))
                 try session.add(.user, question)
@@ -48,7 +54,6 @@ final class Model: ObservableObject {
             } catch {
                 status = "\(error)"
             }
-            isBusy = false
         }
     }
 

@@ -26,7 +26,6 @@ pub fn table() -> Kernels {
         unpack_float: unpack::unpack_float,
         prefetch: |_| {},
         quantize: quantize::quantize,
-        quantize_weights: quantize_weights::quantize_weights,
         dot: dot::dot,
         dot_float: dot::dot_float,
         dot_few: few::dot_few,

@@ -37,26 +37,45 @@ macro_rules! lane_methods {
 mod avx2;
 mod avx512;
 
+use crate::table::QuantizeWeights;
 use crate::{Kernels, Level};
 use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 
 /// Appends the table of each level that this processor supports. Each level starts from the one before it.
 pub(crate) fn extend(tables: &mut Vec<Kernels>) {
-    macro_rules! detected {
-        ($($feature:tt)*) => { true $(&& is_x86_feature_detected!($feature))* };
-    }
     let mut push = |level, extend: fn(&mut Kernels)| {
         let mut table = Kernels { level, ..tables[tables.len() - 1] };
         extend(&mut table);
         tables.push(table);
     };
-    if !detected!("avx2" "fma" "f16c") {
-        return;
+    if supports(Level::Avx2) {
+        push(Level::Avx2, avx2::extend);
     }
-    push(Level::Avx2, avx2::extend);
-    if detected!("avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vnni") {
+    if supports(Level::Avx512) {
         push(Level::Avx512, avx512::extend);
     }
+}
+
+/// Whether this processor has what the kernels of a level use.
+fn supports(level: Level) -> bool {
+    macro_rules! detected {
+        ($($feature:tt)*) => { true $(&& is_x86_feature_detected!($feature))* };
+    }
+    match level {
+        Level::Avx2 => detected!("avx2" "fma" "f16c"),
+        Level::Avx512 => supports(Level::Avx2) && detected!("avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vnni"),
+        _ => false,
+    }
+}
+
+/// What writes weights at a level, if this processor has it.
+pub(crate) fn quantize_weights(level: Level) -> Option<QuantizeWeights> {
+    let call: QuantizeWeights = match level {
+        Level::Avx2 => avx2::quantize_weights::quantize_weights,
+        Level::Avx512 => avx512::quantize_weights::quantize_weights,
+        _ => return None,
+    };
+    supports(level).then_some(call)
 }
 
 /// Asks for the cache line of `address`, into the second-level cache: that has more requests under way than the first, and

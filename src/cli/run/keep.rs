@@ -1,7 +1,7 @@
 //! What a run keeps for the next one: the context it has read, and encoded pictures; and what leaves a full context.
 
 use crate::Result;
-use crate::cli::quantize::size;
+use crate::pipelines::plan::parse_size;
 use crate::pipelines::{Engine, ImageCacheOptions, Overflow, Session};
 use crate::text::SamplerParams;
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ pub struct KeepArgs {
     image_cache: Option<PathBuf>,
 
     /// Most bytes in that folder; pictures used longest ago leave first
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
     image_cache_size: u64,
 
     /// When the context is full, go on: oldest turns leave, or else the older part of the answer

@@ -11,6 +11,7 @@ import mmq.Image
 import mmq.MmqException
 import mmq.Phase
 import mmq.PixelFormat
+import mmq.Plan
 import mmq.Role
 import mmq.Source
 import java.io.File
@@ -35,6 +36,26 @@ fun main() = runBlocking {
         val rows = engine.encode(image)
         check(rows.size == engine.countImageTokens(96, 96) && rows[0].size.toLong() == engine["n_embd"])
     }
+
+    // What a plan chooses; what was read is kept in a file.
+    val files = Source.Path("models/nano/nano.gguf") to Source.Path("models/nano/mmproj-nano.gguf")
+    val plan = Plan.of(files.first, files.second, mapOf("ctx-size" to "512", "image-size" to "96x96"))
+    check("\"peak\"" in plan.json && plan.engine["load-mode"] == "mmap" && "ctx-size" to "512" in plan.session)
+    val kept = File.createTempFile("mmq", ".session")
+    val past = Engine.open(files.first, files.second, plan.engine).use { planned ->
+        planned.session(*plan.session).use { session ->
+            session.add(Role.USER, image)
+            session.add(Role.USER, "Describe the picture.")
+            session.prefill()
+            session.save(kept.path)
+            session["n_past"]
+        }
+    }
+    engine.session(*plan.session).use { session ->
+        session.restore(kept.path)
+        check(session["n_past"] == past && past > 0) { "$past" }
+    }
+    kept.delete()
 
     // A collector that goes away stops the model; the session answers again.
     engine.session("temp" to "0", "ignore-eos" to "true", "ctx-size" to "100000").use { session ->

@@ -9,6 +9,6 @@ mkdir -p "$work"
 kotlin=$work/node_modules/kotlin-compiler
 [ -d "$kotlin" ] || npm install --silent --ignore-scripts --no-save --prefix "$work" kotlin-compiler
 jars=${JNA_JAR:-/usr/share/java/jna.jar}:$kotlin/lib/kotlinx-coroutines-core-jvm.jar
-bash "$kotlin/bin/kotlinc" Mmq.kt Check.kt -cp "$jars" -d "$work/check.jar"
+bash "$kotlin/bin/kotlinc" mmq/Mmq.kt Check.kt -cp "$jars" -d "$work/check.jar"
 cd ../../..
 java -Djna.library.path="$libraries" -Djna.boot.library.path=/usr/lib/x86_64-linux-gnu/jni -cp "$work/check.jar:$jars:$kotlin/lib/kotlin-stdlib.jar" CheckKt

@@ -61,7 +61,7 @@ impl SamplerKind {
             };
             match KINDS.iter().find(|k| k.2 == alias || k.2.replace('_', "") == alias) {
                 Some(kind) => Ok(kind.0),
-                None => bail!(Usage, "--samplers: unknown sampler \"{name}\""),
+                None => bail!(Usage, "samplers: unknown sampler \"{name}\""),
             }
         };
         names.split(';').filter(|n| !n.trim().is_empty()).map(parse).collect()
@@ -71,7 +71,7 @@ impl SamplerKind {
     pub fn parse_chars(chars: &str) -> Result<Vec<SamplerKind>> {
         let parse = |c: char| match KINDS.iter().find(|k| k.1 == c) {
             Some(kind) => Ok(kind.0),
-            None => bail!(Usage, "--sampling-seq: unknown sampler '{c}'"),
+            None => bail!(Usage, "sampling-seq: unknown sampler '{c}'"),
         };
         chars.chars().map(parse).collect()
     }
@@ -182,53 +182,53 @@ impl SamplerParams {
         self.temp <= 0.0 && self.dynatemp_range <= 0.0
     }
 
-    /// Whether every value makes sense for a vocabulary of `n_vocab`; the error names the flag.
+    /// Whether every value makes sense for a vocabulary of `n_vocab`; the error names the option.
     pub(super) fn check(&self, n_vocab: usize) -> Result<()> {
         let any = f32::NEG_INFINITY..=f32::INFINITY;
         let finite = f32::MIN..=f32::MAX;
         let positive = 0.0..=f32::MAX;
-        for (flag, value, range) in [
-            ("--temp", self.temp, &finite),
-            ("--top-p", self.top_p, &(0.0..=1.0)),
-            ("--min-p", self.min_p, &(0.0..=1.0)),
-            ("--top-nsigma", self.top_n_sigma, &finite),
-            ("--xtc-probability", self.xtc_probability, &(0.0..=1.0)),
-            ("--xtc-threshold", self.xtc_threshold, &(0.0..=1.0)),
-            ("--typical", self.typical_p, &(0.0..=1.0)),
-            ("--repeat-penalty", self.repeat_penalty, &(f32::MIN_POSITIVE..=f32::MAX)),
-            ("--presence-penalty", self.presence_penalty, &finite),
-            ("--frequency-penalty", self.frequency_penalty, &finite),
-            ("--dry-multiplier", self.dry_multiplier, &positive),
-            ("--dry-base", self.dry_base, &positive),
-            ("--dynatemp-range", self.dynatemp_range, &positive),
-            ("--dynatemp-exp", self.dynatemp_exponent, &positive),
-            ("--mirostat-lr", self.mirostat_lr, &positive),
-            ("--mirostat-ent", self.mirostat_ent, &positive),
-            ("--adaptive-target", self.adaptive_target, &(f32::MIN..=1.0)),
-            ("--adaptive-decay", self.adaptive_decay, &(0.0..=0.99)),
+        for (option, value, range) in [
+            ("temp", self.temp, &finite),
+            ("top-p", self.top_p, &(0.0..=1.0)),
+            ("min-p", self.min_p, &(0.0..=1.0)),
+            ("top-nsigma", self.top_n_sigma, &finite),
+            ("xtc-probability", self.xtc_probability, &(0.0..=1.0)),
+            ("xtc-threshold", self.xtc_threshold, &(0.0..=1.0)),
+            ("typical", self.typical_p, &(0.0..=1.0)),
+            ("repeat-penalty", self.repeat_penalty, &(f32::MIN_POSITIVE..=f32::MAX)),
+            ("presence-penalty", self.presence_penalty, &finite),
+            ("frequency-penalty", self.frequency_penalty, &finite),
+            ("dry-multiplier", self.dry_multiplier, &positive),
+            ("dry-base", self.dry_base, &positive),
+            ("dynatemp-range", self.dynatemp_range, &positive),
+            ("dynatemp-exp", self.dynatemp_exponent, &positive),
+            ("mirostat-lr", self.mirostat_lr, &positive),
+            ("mirostat-ent", self.mirostat_ent, &positive),
+            ("adaptive-target", self.adaptive_target, &(f32::MIN..=1.0)),
+            ("adaptive-decay", self.adaptive_decay, &(0.0..=0.99)),
         ] {
             if !range.contains(&value) {
-                bail!(Usage, "{flag}: expected {} to {}, got {value}", range.start(), range.end());
+                bail!(Usage, "{option}: expected {} to {}, got {value}", range.start(), range.end());
             }
         }
-        for (flag, value, least) in [
-            ("--repeat-last-n", self.repeat_last_n, -1),
-            ("--dry-penalty-last-n", self.dry_penalty_last_n, -1),
-            ("--dry-allowed-length", self.dry_allowed_length, 0),
+        for (option, value, least) in [
+            ("repeat-last-n", self.repeat_last_n, -1),
+            ("dry-penalty-last-n", self.dry_penalty_last_n, -1),
+            ("dry-allowed-length", self.dry_allowed_length, 0),
         ] {
             if value < least {
-                bail!(Usage, "{flag}: expected {least} or more, got {value}");
+                bail!(Usage, "{option}: expected {least} or more, got {value}");
             }
         }
         if self.mirostat > 2 {
-            bail!(Usage, "--mirostat: expected 0, 1 or 2, got {}", self.mirostat);
+            bail!(Usage, "mirostat: expected 0, 1 or 2, got {}", self.mirostat);
         }
         for &(id, bias) in &self.logit_bias {
             if id as usize >= n_vocab {
-                bail!(Usage, "--logit-bias: expected an id below {n_vocab}, got {id}");
+                bail!(Usage, "logit-bias: expected an id below {n_vocab}, got {id}");
             }
             if !any.contains(&bias) {
-                bail!(Usage, "--logit-bias: expected a number for token {id}, got {bias}");
+                bail!(Usage, "logit-bias: expected a number for token {id}, got {bias}");
             }
         }
         Ok(())

@@ -247,26 +247,26 @@ fn names_and_letters() {
     );
     let error = SamplerKind::parse_names("top_k;best").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Usage);
-    assert!(error.to_string().contains("--samplers") && error.to_string().contains("best"));
+    assert!(error.to_string().contains("samplers") && error.to_string().contains("best"));
     assert!(SamplerKind::parse_chars("kz").unwrap_err().to_string().contains("'z'"));
 }
 
 #[test]
-fn bad_values_name_their_flag() {
-    let fails = |flag: &str, change: fn(&mut SamplerParams)| {
+fn bad_values_name_their_option() {
+    let fails = |option: &str, change: fn(&mut SamplerParams)| {
         let mut params = SamplerParams::default();
         change(&mut params);
         let error = Sampler::new(&params, &Tokenizer::bytes(&[])).map(|_| ()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage);
-        assert!(error.to_string().starts_with(flag), "{error}");
+        assert!(error.to_string().starts_with(option), "{error}");
     };
-    fails("--temp", |p| p.temp = f32::NAN);
-    fails("--top-p", |p| p.top_p = 1.5);
-    fails("--repeat-penalty", |p| p.repeat_penalty = 0.0);
-    fails("--repeat-last-n", |p| p.repeat_last_n = -2);
-    fails("--mirostat", |p| p.mirostat = 3);
-    fails("--logit-bias", |p| p.logit_bias = vec![(256, 0.0)]);
-    fails("--adaptive-decay", |p| p.adaptive_decay = 1.0);
+    fails("temp", |p| p.temp = f32::NAN);
+    fails("top-p", |p| p.top_p = 1.5);
+    fails("repeat-penalty", |p| p.repeat_penalty = 0.0);
+    fails("repeat-last-n", |p| p.repeat_last_n = -2);
+    fails("mirostat", |p| p.mirostat = 3);
+    fails("logit-bias", |p| p.logit_bias = vec![(256, 0.0)]);
+    fails("adaptive-decay", |p| p.adaptive_decay = 1.0);
 }
 
 proptest! {

@@ -101,7 +101,7 @@ impl Spm {
         }
 
         let mut i = 0;
-        while i != NONE {
+        while i != NONE && !stopped() {
             let symbol = &symbols[i];
             let piece = &text[symbol.start..symbol.start + symbol.len];
             match vocab.id(piece) {

@@ -28,7 +28,6 @@ pub(super) fn extend(table: &mut Kernels) {
     table.unpack_float = unpack::unpack_float;
     table.prefetch = unpack::prefetch;
     table.quantize = quantize::quantize;
-    table.quantize_weights = quantize_weights::quantize_weights;
     table.dot = dot::dot;
     table.dot_float = dot::dot_float;
     table.dot_few = few::dot_few;

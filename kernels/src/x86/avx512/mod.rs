@@ -5,7 +5,7 @@
 mod attention;
 mod dot;
 mod few;
-mod quantize_weights;
+pub(super) mod quantize_weights;
 mod unpack;
 
 use crate::Kernels;
@@ -18,7 +18,6 @@ pub(super) fn extend(table: &mut Kernels) {
     table.dot_float = dot::dot_float;
     table.dot_few = few::dot_few;
     table.dot_few_float = few::dot_few_float;
-    table.quantize_weights = quantize_weights::quantize_weights;
     table.unpack = unpack::unpack;
     table.unpack_float = unpack::unpack_float;
 }

@@ -17,6 +17,33 @@ public enum PixelFormat: Int32, Sendable { case rgb = 1, rgba, bgra }
 /// Told how far a phase is, from 0 to 1, on a thread of the library's choice.
 public typealias Progress = @Sendable (Phase, Float) -> Void
 
+/// How much memory a run takes, and what makes it fit a budget.
+public struct Plan: Sendable {
+    /// All of it, as a JSON object.
+    public let json: String
+    /// What is chosen: options for `Engine` and `Session`.
+    public let engine: [String: String]
+    public let session: [(String, String)]
+
+    /// Reads the head of the files alone. For the options see `mmq_plan_new`: `["budget": "1.5G"]`.
+    public init(model: String?, mmproj: String? = nil, options: [String: String] = [:]) throws {
+        let plan = try withFiles(model, mmproj) { model, mmproj in
+            try withOptions(options.map { ($0.key, $0.value) }) { options, n in
+                try made { mmq_plan_new(model, mmproj, options, n, $0, $1) }
+            }
+        }
+        defer { mmq_plan_free(plan) }
+        func chosen(_ options: (OpaquePointer?, UnsafeMutablePointer<Int>?) -> UnsafePointer<mmq_option>?) -> [(String, String)] {
+            var n = 0
+            let options = options(plan, &n)
+            return UnsafeBufferPointer(start: options, count: n).map { (String(cString: $0.key), String(cString: $0.value)) }
+        }
+        json = String(cString: mmq_plan_json(plan))
+        engine = Dictionary(uniqueKeysWithValues: chosen(mmq_plan_engine_options))
+        session = chosen(mmq_plan_session_options)
+    }
+}
+
 /// A loaded model, shared by any number of sessions and threads.
 public final class Engine: @unchecked Sendable {
     fileprivate let pointer: OpaquePointer
@@ -26,22 +53,15 @@ public final class Engine: @unchecked Sendable {
         model: String?, mmproj: String? = nil, options: [String: String] = [:], progress: Progress? = nil
     ) async throws {
         pointer = try await Call(progress).run { call in
-            let model = try model.map(Engine.file), mmproj = try mmproj.map(Engine.file)
-            defer {
-                mmq_file_free(model)
-                mmq_file_free(mmproj)
-            }
-            return try withOptions(options.map { ($0.key, $0.value) }) { options, n in
-                try made { mmq_engine_open(model, mmproj, options, n, call.task, $0, $1) }
+            try withFiles(model, mmproj) { model, mmproj in
+                try withOptions(options.map { ($0.key, $0.value) }) { options, n in
+                    try made { mmq_engine_open(model, mmproj, options, n, call.task, $0, $1) }
+                }
             }
         }
     }
 
     deinit { mmq_engine_free(pointer) }
-
-    private static func file(_ path: String) throws -> OpaquePointer {
-        try made { mmq_file_path(path, $0, $1) }
-    }
 
     /// What it is, in a few words.
     public var description: String { String(cString: mmq_engine_describe(pointer)) }
@@ -138,7 +158,7 @@ public final class Session: @unchecked Sendable {
         }
     }
 
-    /// The answer, piece by piece. Cancelling the task that reads it stops the model within a panel of a product or a tile of attention.
+    /// The answer, piece by piece. Cancelling the task that reads it stops the model within 50 ms.
     public func answer(progress: Progress? = nil) -> AsyncThrowingStream<String, Error> {
         AsyncThrowingStream { continuation in
             let call = Call(progress)
@@ -167,6 +187,16 @@ public final class Session: @unchecked Sendable {
     /// Forgets all but the first `n` messages.
     public func truncate(to n: Int) throws {
         try check { mmq_session_truncate(pointer, n, $0) }
+    }
+
+    /// Keeps what the session has read in a file, pictures included.
+    public func save(to path: String) throws {
+        try check { mmq_session_save(pointer, path, $0) }
+    }
+
+    /// Takes up what `save` has kept, with the same model.
+    public func restore(from path: String) throws {
+        try check { mmq_session_restore(pointer, path, $0) }
     }
 
     /// `n_past`, `n_ctx`, `n_read` and so on: see `mmq_session_get`.
@@ -231,6 +261,18 @@ private func made(
     var object: OpaquePointer?
     try check { call(&object, $0) }
     return object!
+}
+
+/// Files as C has them, for the time of a call.
+private func withFiles<T>(
+    _ model: String?, _ mmproj: String?, _ body: (OpaquePointer?, OpaquePointer?) throws -> T
+) throws -> T {
+    func file(_ path: String) throws -> OpaquePointer { try made { mmq_file_path(path, $0, $1) } }
+    let model = try model.map(file)
+    defer { mmq_file_free(model) }
+    let mmproj = try mmproj.map(file)
+    defer { mmq_file_free(mmproj) }
+    return try body(model, mmproj)
 }
 
 /// Options as C has them, for the time of a call.

@@ -12,8 +12,11 @@ import androidx.activity.result.PickVisualMediaRequest
 import androidx.activity.result.contract.ActivityResultContracts.PickVisualMedia
 import androidx.lifecycle.lifecycleScope
 import kotlinx.coroutines.CancellationException
+import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.Job
+import kotlinx.coroutines.cancelAndJoin
 import kotlinx.coroutines.launch
+import kotlinx.coroutines.withContext
 import mmq.Engine
 import mmq.Image
 import mmq.MmqException
@@ -66,12 +69,13 @@ class MainActivity : ComponentActivity() {
     private fun show(phase: Phase, done: Float) = runOnUiThread { status.text = "$phase: ${(done * 100).toInt()} %" }
 
     private fun ask(read: () -> ByteArray) {
-        asking?.cancel()
+        val last = asking
         asking = lifecycleScope.launch {
+            last?.cancelAndJoin()
             answer.text = ""
             try {
                 val engine = loaded()
-                Image.decode(read()).use { image ->
+                Image.decode(withContext(Dispatchers.IO) { read() }).use { image ->
                     engine.session("ctx-size" to "4096").use { session ->
                         session.add(Role.USER, image)
                         session.add(Role.USER, question.text.toString())

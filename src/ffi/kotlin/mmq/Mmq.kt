@@ -24,6 +24,9 @@ import java.io.Closeable
 /** What went wrong: [status] is one of `mmq.h`, the message is for people. */
 class MmqException(val status: Int, message: String) : Exception(message)
 
+/** The status of a call whose coroutine was cancelled, which ends as coroutines do. */
+private const val CANCELLED = 8
+
 enum class Phase { LOAD, ENCODE, PREFILL }
 
 enum class Role(internal val code: Int) { RAW(0), SYSTEM(1), USER(2), ASSISTANT(3) }
@@ -42,6 +45,47 @@ sealed class Source {
     data class Descriptor(val fd: Int, val offset: Long = 0, val size: Long = 0) : Source()
 }
 
+private fun <T> withFile(source: Source?, use: (Pointer?) -> T): T {
+    val file = when (source) {
+        null -> return use(null)
+        is Source.Path -> made { out, error -> C.mmq_file_path(source.path, out, error) }
+        is Source.Descriptor -> made { out, error ->
+            C.mmq_file_descriptor(source.fd, source.offset, source.size, out, error)
+        }
+    }
+    return try { use(file) } finally { C.mmq_file_free(file) }
+}
+
+/** How much memory a run takes, as [json], and what makes it fit a budget, as options for [Engine.open] and [Engine.session]. */
+class Plan private constructor(val json: String, val engine: Map<String, String>, val session: Array<Pair<String, String>>) {
+    companion object {
+        /** Reads the head of the files alone. For the options see `mmq_plan_new`: `"budget" to "1.5G"`. */
+        fun of(model: Source?, mmproj: Source? = null, options: Map<String, String> = emptyMap()): Plan =
+            withFile(model) { model ->
+                withFile(mmproj) { mmproj ->
+                    val pairs = pairs(options.toList())
+                    val plan = made { out, error -> C.mmq_plan_new(model, mmproj, pairs, size(options.size), out, error) }
+                    try {
+                        val chosen = { of: (Pointer, NativeLongByReference) -> Pointer ->
+                            val n = NativeLongByReference()
+                            read(of(plan, n), n.value.toInt())
+                        }
+                        val json = C.mmq_plan_json(plan).getString(0, "UTF-8")
+                        Plan(json, chosen(C::mmq_plan_engine_options).toMap(), chosen(C::mmq_plan_session_options).toTypedArray())
+                    } finally {
+                        C.mmq_plan_free(plan)
+                    }
+                }
+            }
+
+        /** [n] of `mmq_option`. */
+        private fun read(options: Pointer, n: Int): List<Pair<String, String>> = List(n) { i ->
+            val text = { at: Int -> options.getPointer(at.toLong() * Native.POINTER_SIZE).getString(0, "UTF-8") }
+            text(2 * i) to text(2 * i + 1)
+        }
+    }
+}
+
 /** A loaded model, shared by any number of sessions and threads. Close it when no call uses it any more. */
 class Engine private constructor(pointer: Pointer) : Handle(pointer, C::mmq_engine_free) {
     companion object {
@@ -58,17 +102,6 @@ class Engine private constructor(pointer: Pointer) : Handle(pointer, C::mmq_engi
                     Engine(made { out, error -> C.mmq_engine_open(model, mmproj, pairs, size(options.size), task, out, error) })
                 }
             }
-        }
-
-        private fun <T> withFile(source: Source?, use: (Pointer?) -> T): T {
-            val file = when (source) {
-                null -> return use(null)
-                is Source.Path -> made { out, error -> C.mmq_file_path(source.path, out, error) }
-                is Source.Descriptor -> made { out, error ->
-                    C.mmq_file_descriptor(source.fd, source.offset, source.size, out, error)
-                }
-            }
-            return try { use(file) } finally { C.mmq_file_free(file) }
         }
     }
 
@@ -143,7 +176,7 @@ class Session internal constructor(pointer: Pointer) : Handle(pointer, C::mmq_se
     suspend fun prefill(progress: Progress = { _, _ -> }) =
         watched(progress) { task -> check { C.mmq_session_prefill(pointer, task, it) } }
 
-    /** The answer, piece by piece. Cancelling its collector stops the model within a panel of a product or a tile of attention. */
+    /** The answer, piece by piece. Cancelling its collector stops the model within 50 ms. */
     fun answer(progress: Progress = { _, _ -> }): Flow<String> = channelFlow {
         val onText = TextFn { _, text, size ->
             if (trySend(text.getByteArray(0, size.toInt()).decodeToString()).isSuccess) 0 else 1
@@ -153,6 +186,12 @@ class Session internal constructor(pointer: Pointer) : Handle(pointer, C::mmq_se
 
     /** Forgets all but the first [n] messages. */
     fun truncate(n: Int) = check { C.mmq_session_truncate(pointer, size(n), it) }
+
+    /** Keeps what the session has read in a file, pictures included. */
+    fun save(path: String) = check { C.mmq_session_save(pointer, path, it) }
+
+    /** Takes up what [save] has kept, with the same model. */
+    fun restore(path: String) = check { C.mmq_session_restore(pointer, path, it) }
 
     /** `n_past`, `n_ctx`, `n_read` and so on: see `mmq_session_get`. */
     operator fun get(key: String): Long =
@@ -181,7 +220,13 @@ private suspend fun <T> watched(progress: Progress, call: (Pointer) -> T): T {
     val task = C.mmq_task_new(onProgress, null, null)
     try {
         return coroutineScope {
-            val running = async(Dispatchers.IO) { call(task) }
+            val running = async(Dispatchers.IO) {
+                try {
+                    call(task)
+                } catch (e: MmqException) {
+                    throw if (e.status == CANCELLED) CancellationException(e.message) else e
+                }
+            }
             try {
                 running.await()
             } catch (e: CancellationException) {
@@ -245,6 +290,13 @@ private interface Functions : Library {
     fun mmq_file_path(path: String, file: PointerByReference, error: PointerByReference): Int
     fun mmq_file_descriptor(fd: Int, offset: Long, size: Long, file: PointerByReference, error: PointerByReference): Int
     fun mmq_file_free(file: Pointer)
+    fun mmq_plan_new(
+        model: Pointer?, mmproj: Pointer?, options: Pointer?, n: NativeLong, plan: PointerByReference, error: PointerByReference,
+    ): Int
+    fun mmq_plan_json(plan: Pointer): Pointer
+    fun mmq_plan_engine_options(plan: Pointer, n: NativeLongByReference): Pointer
+    fun mmq_plan_session_options(plan: Pointer, n: NativeLongByReference): Pointer
+    fun mmq_plan_free(plan: Pointer)
     fun mmq_engine_open(
         model: Pointer?, mmproj: Pointer?, options: Pointer?, n: NativeLong, task: Pointer?, engine: PointerByReference,
         error: PointerByReference,
@@ -281,6 +333,8 @@ private interface Functions : Library {
         session: Pointer, task: Pointer?, onText: TextFn?, user: Pointer?, finish: IntByReference, error: PointerByReference,
     ): Int
     fun mmq_session_truncate(session: Pointer, n: NativeLong, error: PointerByReference): Int
+    fun mmq_session_save(session: Pointer, path: String, error: PointerByReference): Int
+    fun mmq_session_restore(session: Pointer, path: String, error: PointerByReference): Int
     fun mmq_session_get(session: Pointer, key: String, value: LongByReference, error: PointerByReference): Int
 }
 
