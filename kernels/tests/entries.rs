@@ -11,7 +11,7 @@ fn entries(table: &Kernels) -> Vec<(&'static str, usize)> {
             vec![$((stringify!($name), $name as usize)),*]
         }};
     }
-    list!(dequantize unpack unpack_float quantize quantize_weights dot dot_float dot_few dot_few_float rms_norm layer_norm
+    list!(dequantize unpack unpack_float quantize dot dot_float dot_few dot_few_float rms_norm layer_norm
         silu_mul silu gelu_erf gelu_tanh gelu_quick add sum_exp cross_exp to_f16 rope rope_half from_f16 attend expand_keys
         transpose)
 }
@@ -30,8 +30,7 @@ fn each_level_has_its_kernels() {
     println!("entry\t{}", names(&tables.iter().map(|table| table.level).collect::<Vec<_>>()));
     for (entry, _, levels) in &of {
         println!("{entry}\t{}", names(levels));
-        // A phone reads weights that were written elsewhere.
-        let scalar = tables.len() == 1 || cfg!(target_arch = "aarch64") && *entry == "quantize_weights";
+        let scalar = tables.len() == 1;
         assert_eq!(scalar, levels.iter().all(|level| *level == Level::Scalar), "{entry} stays scalar");
     }
     for (level, own) in [(Level::Dotprod, &["dot", "dot_few"][..]), (Level::I8mm, &["dot"])] {
