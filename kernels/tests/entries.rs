@@ -30,7 +30,8 @@ fn each_level_has_its_kernels() {
     println!("entry\t{}", names(&tables.iter().map(|table| table.level).collect::<Vec<_>>()));
     for (entry, _, levels) in &of {
         println!("{entry}\t{}", names(levels));
-        assert_eq!(tables.len() == 1, levels.iter().all(|level| *level == Level::Scalar), "{entry} stays scalar");
+        let scalar = tables.len() == 1;
+        assert_eq!(scalar, levels.iter().all(|level| *level == Level::Scalar), "{entry} stays scalar");
     }
     for (level, own) in [(Level::Dotprod, &["dot", "dot_few"][..]), (Level::I8mm, &["dot"])] {
         let Some(i) = tables.iter().position(|table| table.level == level) else { continue };

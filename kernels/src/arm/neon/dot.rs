@@ -9,7 +9,6 @@ use super::{load_floats, store_floats};
 use crate::panel::{Columns, FloatPanel, Form, PANEL_COLS, PANEL_ROWS, Panel};
 use crate::scalar::{check_dot, check_dot_float};
 use std::arch::aarch64::*;
-use std::arch::asm;
 
 pub fn dot(form: Form, panel: &Panel, n: usize, x: Columns<'_>, first: usize, acc: &mut [[f32; PANEL_ROWS]]) {
     check_dot(form, n, x, first, acc);
@@ -104,7 +103,6 @@ fn tile<const STEPS: usize, const BITS: usize, const T: usize>(
         for (g, w) in panel.q[..n / 4].as_chunks::<STEPS>().0.iter().enumerate() {
             let mut wide = [[vdupq_n_s32(0); 4]; T];
             let chain = const { if chain(BITS) < STEPS { chain(BITS) } else { STEPS } };
-            let mut q = [vdupq_n_s8(0); T];
             for c in 0..STEPS / chain {
                 let mut narrow = [[vdupq_n_s16(0); 4]; T];
                 for s in c * chain..(c + 1) * chain {
@@ -114,11 +112,9 @@ fn tile<const STEPS: usize, const BITS: usize, const T: usize>(
                         (vld1q_s8(w), vld1q_s8(w.add(16)))
                     };
                     for t in 0..T {
-                        if s % 4 == 0 {
-                            // SAFETY: these are 16 columns from `4 · (g · STEPS + s)` on, of the `n` that each token has.
-                            q[t] = unsafe { vld1q_s8(x[t].q.as_ptr().add(4 * (g * STEPS + s))) };
-                        }
-                        let q = repeat(q[t], s % 4);
+                        // SAFETY: these are columns `4 · (g · STEPS + s)..` of the `n` that each token has.
+                        let q = unsafe { x[t].q.as_ptr().add(4 * (g * STEPS + s)).cast::<i32>().read_unaligned() };
+                        let q = vreinterpretq_s8_s32(vdupq_n_s32(q));
                         let first = s == c * chain;
                         let [a0, a1] = products(first, [narrow[t][0], narrow[t][1]], a, q);
                         let [b0, b1] = products(first, [narrow[t][2], narrow[t][3]], b, q);
@@ -155,35 +151,6 @@ fn tile<const STEPS: usize, const BITS: usize, const T: usize>(
         }
     }
     T
-}
-
-/// Activations `4 i..4 i + 4` of 16, four times. `i < 4`, known when this is compiled.
-#[inline]
-#[target_feature(enable = "neon")]
-pub(super) fn repeat(x: int8x16_t, i: usize) -> int8x16_t {
-    // The intrinsic says that all parts are alike, and the compiler then moves the upper half of the weights down instead of
-    // multiplying upper halves.
-    macro_rules! lane {
-        ($i:literal) => {{
-            let v: int8x16_t;
-            // SAFETY: registers only.
-            unsafe {
-                asm!(
-                    concat!("dup {v:v}.4s, {x:v}.s[", $i, "]"),
-                    v = out(vreg) v,
-                    x = in(vreg) x,
-                    options(pure, nomem, nostack, preserves_flags),
-                );
-            }
-            v
-        }};
-    }
-    match i {
-        0 => lane!(0),
-        1 => lane!(1),
-        2 => lane!(2),
-        _ => lane!(3),
-    }
 }
 
 /// The products of each byte, added to `sums` unless they are the first.

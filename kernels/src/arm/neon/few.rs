@@ -1,13 +1,14 @@
 //! Products of a few tokens, bound by how fast the weights come from memory: each group of quants is multiplied in
 //! registers as soon as it is unpacked.
 
-use super::dot::{chain, products, repeat};
+use super::dot::{chain, products};
 use super::unpack::{FloatColumns, Groups, Rows, SIGNED, columns, groups};
 use super::{load_floats, store_floats};
 use crate::Dtype;
 use crate::panel::{Columns, FEW, FLOAT_COLS, Form, PANEL_ROWS, Source};
 use crate::scalar::few::{check_few, check_few_float};
 use std::arch::aarch64::*;
+use std::arch::asm;
 use std::marker::PhantomData;
 
 pub fn dot_few(dtype: Dtype, source: &Source<'_>, x: Columns<'_>, acc: &mut [[f32; PANEL_ROWS]]) {
@@ -55,6 +56,35 @@ impl Dot for Sums {
             }
         }
         vpaddq_s32(wide[0], wide[1])
+    }
+}
+
+/// Activations `4 i..4 i + 4` of 16, four times. `i < 4`, known when this is compiled.
+#[inline]
+#[target_feature(enable = "neon")]
+fn repeat(x: int8x16_t, i: usize) -> int8x16_t {
+    // The intrinsic says that all parts are alike, and the compiler then moves the upper half of the weights down instead of
+    // multiplying upper halves.
+    macro_rules! lane {
+        ($i:literal) => {{
+            let v: int8x16_t;
+            // SAFETY: registers only.
+            unsafe {
+                asm!(
+                    concat!("dup {v:v}.4s, {x:v}.s[", $i, "]"),
+                    v = out(vreg) v,
+                    x = in(vreg) x,
+                    options(pure, nomem, nostack, preserves_flags),
+                );
+            }
+            v
+        }};
+    }
+    match i {
+        0 => lane!(0),
+        1 => lane!(1),
+        2 => lane!(2),
+        _ => lane!(3),
     }
 }
 

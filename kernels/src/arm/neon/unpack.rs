@@ -700,14 +700,26 @@ fn eights<'a, const P: bool, S: FloatColumns>(
         if S::STREAMS {
             rows.ahead(at, 8 * size);
         }
-        // With constants, sums stay in registers.
-        unrolled!(quarter in [0 1 2 3] {
-            let columns = eight(Block::new(rows, at, 8 * size, quarter));
-            for i in 0..8 {
-                // SAFETY: the column is below `n`, and this function runs on processors with NEON only.
-                unsafe { out.take(quarter, c + i, columns[i]) };
+        // As a macro, for the compiler may leave a closure apart.
+        macro_rules! hand {
+            ($quarter:ident) => {
+                let columns = eight(Block::new(rows, at, 8 * size, $quarter));
+                for i in 0..8 {
+                    // SAFETY: the column is below `n`, and this function runs on processors with NEON only.
+                    unsafe { out.take($quarter, c + i, columns[i]) };
+                }
+            };
+        }
+        if S::STREAMS {
+            // With constants, sums stay in registers.
+            unrolled!(quarter in [0 1 2 3] {
+                hand!(quarter);
+            });
+        } else {
+            for quarter in 0..4 {
+                hand!(quarter);
             }
-        });
+        }
     }
     for c in n / 8 * 8..n {
         unrolled!(quarter in [0 1 2 3] {
