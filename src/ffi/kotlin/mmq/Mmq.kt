@@ -176,7 +176,7 @@ class Session internal constructor(pointer: Pointer) : Handle(pointer, C::mmq_se
     suspend fun prefill(progress: Progress = { _, _ -> }) =
         watched(progress) { task -> check { C.mmq_session_prefill(pointer, task, it) } }
 
-    /** The answer, piece by piece. Cancelling its collector stops the model within 50 ms. */
+    /** The answer, piece by piece. Cancelling its collector stops the model as soon as `mmq.h` says. */
     fun answer(progress: Progress = { _, _ -> }): Flow<String> = channelFlow {
         val onText = TextFn { _, text, size ->
             if (trySend(text.getByteArray(0, size.toInt()).decodeToString()).isSuccess) 0 else 1

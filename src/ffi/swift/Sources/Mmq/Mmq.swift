@@ -158,7 +158,7 @@ public final class Session: @unchecked Sendable {
         }
     }
 
-    /// The answer, piece by piece. Cancelling the task that reads it stops the model within 50 ms.
+    /// The answer, piece by piece. Cancelling the task that reads it stops the model as soon as `mmq.h` says.
     public func answer(progress: Progress? = nil) -> AsyncThrowingStream<String, Error> {
         AsyncThrowingStream { continuation in
             let call = Call(progress)
