@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mmq::convert::{Options, convert};
+use mmq::convert::{MiniGpt4, Options, convert};
 use std::fs;
 use std::path::Path;
 
@@ -39,7 +39,7 @@ fuzz_target!(|data: &[u8]| {
         dtype: None,
         pre: None,
         name: None,
-        minigpt4: None,
+        minigpt4: MiniGpt4::default(),
     };
     let _ = convert(&options, &|| false, &mut |_| {});
 });
