@@ -57,7 +57,7 @@ pub fn quantize(dtype: Dtype, search: Search, x: &[f32], n_cols: usize, importan
     assert!(dtype.is_quantizable() && n_cols > 0 && x.len().is_multiple_of(n_cols));
     assert!(importance.is_none_or(|w| w.len() == n_cols));
     assert_eq!(out.len(), x.len() / n_cols * row_bytes);
-    kernels().quantize_weights(dtype, search, x, n_cols, importance, out);
+    kernels().quantize_weights()(dtype, search, x, n_cols, importance, out);
 }
 
 /// Rows to blocks of a type that is no plain float: what every level's entry does. Types whose blocks are independent of one

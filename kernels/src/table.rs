@@ -98,26 +98,17 @@ pub struct Kernels {
 }
 
 /// Rows of floats to blocks of a quantizable type: (type, search, x, n_cols, importance, out).
-pub(crate) type QuantizeWeights = fn(Dtype, Search, &[f32], usize, Option<&[f32]>, &mut [u8]);
+pub type QuantizeWeights = fn(Dtype, Search, &[f32], usize, Option<&[f32]>, &mut [u8]);
 
 impl Kernels {
-    /// Writes rows of floats as blocks: [`crate::quantize::quantize`], which checks its arguments, at this level. No entry of the
-    /// table: programs that only run models are a megabyte smaller without it.
-    pub fn quantize_weights(
-        &self,
-        dtype: Dtype,
-        search: Search,
-        x: &[f32],
-        n_cols: usize,
-        importance: Option<&[f32]>,
-        out: &mut [u8],
-    ) {
+    /// What writes weights at this level; [`crate::quantize::quantize`] checks its arguments. No entry of the table: programs
+    /// that only run models are a megabyte smaller without it.
+    pub fn quantize_weights(&self) -> QuantizeWeights {
         #[cfg(target_arch = "x86_64")]
-        let faster = crate::x86::quantize_weights(self.level);
-        #[cfg(not(target_arch = "x86_64"))]
-        let faster: Option<QuantizeWeights> = None;
-        let call = faster.unwrap_or(scalar::quantize_weights::quantize_weights);
-        call(dtype, search, x, n_cols, importance, out);
+        if let Some(faster) = crate::x86::quantize_weights(self.level) {
+            return faster;
+        }
+        scalar::quantize_weights::quantize_weights
     }
 }
 

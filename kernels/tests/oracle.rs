@@ -57,7 +57,7 @@ fn quantized_weights_are_those_of_ggml() {
             let expected = take(&mut bytes, dtype.row_bytes(x.len()).unwrap());
             for table in levels() {
                 let mut blocks = vec![0; expected.len()];
-                table.quantize_weights(dtype, Search::Ggml, &x, n_cols, importance, &mut blocks);
+                table.quantize_weights()(dtype, Search::Ggml, &x, n_cols, importance, &mut blocks);
                 let differing = blocks.iter().zip(expected).filter(|(a, b)| a != b).count();
                 let with = if importance.is_some() { "with" } else { "without" };
                 assert_eq!(differing, 0, "bytes of {} {dtype} {with} importance", table.level.name());

@@ -53,7 +53,7 @@ fn rows(n: usize, kind: Kind, random: &mut Random) -> Vec<f32> {
 
 fn write(table: &Kernels, dtype: Dtype, search: Search, x: &[f32], n_cols: usize, w: Option<&[f32]>) -> Vec<u8> {
     let mut out = vec![0xa5; dtype.row_bytes(x.len()).unwrap()];
-    table.quantize_weights(dtype, search, x, n_cols, w, &mut out);
+    table.quantize_weights()(dtype, search, x, n_cols, w, &mut out);
     out
 }
 

@@ -37,9 +37,11 @@ macro_rules! lane_methods {
 mod avx2;
 mod avx512;
 
+use crate::panel::PANEL_ROWS;
 use crate::table::QuantizeWeights;
 use crate::{Kernels, Level};
 use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+use std::marker::PhantomData;
 
 /// Appends the table of each level that this processor supports. Each level starts from the one before it.
 pub(crate) fn extend(tables: &mut Vec<Kernels>) {
@@ -84,4 +86,40 @@ pub(crate) fn quantize_weights(level: Level) -> Option<QuantizeWeights> {
 fn touch(address: *const u8) {
     // SAFETY: a prefetch touches no memory and may name any address.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
+}
+
+/// Sixteen rows of the same length: apart, or `INTERLEAVED`.
+struct Rows<'a, const INTERLEAVED: bool> {
+    /// The beginning of each row, or of the panel.
+    start: [*const u8; PANEL_ROWS],
+    /// Bytes of a row.
+    len: usize,
+    bytes: PhantomData<&'a [u8]>,
+}
+
+impl<'a> Rows<'a, false> {
+    fn apart(rows: &[&'a [u8]; PANEL_ROWS]) -> Self {
+        assert!(rows.iter().all(|row| row.len() == rows[0].len()));
+        Rows { start: rows.map(<[u8]>::as_ptr), len: rows[0].len(), bytes: PhantomData }
+    }
+}
+
+impl<'a> Rows<'a, true> {
+    fn interleaved(panel: &'a [u8]) -> Self {
+        Rows { start: [panel.as_ptr(); PANEL_ROWS], len: panel.len() / PANEL_ROWS, bytes: PhantomData }
+    }
+}
+
+impl<const INTERLEAVED: bool> Rows<'_, INTERLEAVED> {
+    /// Asks for part `part` of `n_parts` of what follows bytes `at..at + size` of the rows: in a panel, two pages on; of rows
+    /// apart, which lie one behind the other, the next 16 and a page. By parts, since a core waits for only so many lines at a
+    /// time.
+    #[inline]
+    fn ahead(&self, at: usize, size: usize, part: usize, n_parts: usize) {
+        let from = PANEL_ROWS * at + if INTERLEAVED { 8192 } else { PANEL_ROWS * self.len + 4096 };
+        let n_lines = (PANEL_ROWS * size).div_ceil(64);
+        for line in n_lines * part / n_parts..n_lines * (part + 1) / n_parts {
+            touch(self.start[0].wrapping_add(from + 64 * line));
+        }
+    }
 }

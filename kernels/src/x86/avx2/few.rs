@@ -1,11 +1,12 @@
 //! Products of a few tokens, bound by how fast the weights come from memory: each group of quants is multiplied in
 //! registers as soon as it is unpacked.
 
-use super::unpack::{FloatColumns, Groups, Rows, columns, groups};
+use super::unpack::{FloatColumns, Groups, columns, groups};
 use super::{load_floats, store_floats};
 use crate::Dtype;
 use crate::panel::{Columns, FEW, FLOAT_COLS, PANEL_ROWS, Source};
 use crate::scalar::few::{check_few, check_few_float};
+use crate::x86::Rows;
 use std::arch::x86_64::*;
 
 pub fn dot_few(dtype: Dtype, source: &Source<'_>, x: Columns<'_>, acc: &mut [[f32; PANEL_ROWS]]) {

@@ -8,9 +8,8 @@ use crate::Dtype;
 use crate::block::*;
 use crate::panel::{FLOAT_COLS, FloatPanel, PANEL_COLS, PANEL_ROWS, Panel, Source};
 use crate::scalar::unpack::offset;
-use crate::x86::touch;
+use crate::x86::Rows;
 use std::arch::x86_64::*;
-use std::marker::PhantomData;
 use std::mem::offset_of;
 
 pub fn unpack(dtype: Dtype, source: &Source<'_>, panel: &mut Panel) {
@@ -125,42 +124,6 @@ impl FloatColumns for FloatPanel {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn take(&mut self, column: usize, v: __m512) {
         store_floats(&mut self.0[column], v);
-    }
-}
-
-/// Sixteen rows of the same length: apart, or `INTERLEAVED`.
-pub(super) struct Rows<'a, const INTERLEAVED: bool> {
-    /// The beginning of each row, or of the panel.
-    start: [*const u8; PANEL_ROWS],
-    /// Bytes of a row.
-    len: usize,
-    bytes: PhantomData<&'a [u8]>,
-}
-
-impl<'a> Rows<'a, false> {
-    pub fn apart(rows: &[&'a [u8]; PANEL_ROWS]) -> Self {
-        assert!(rows.iter().all(|row| row.len() == rows[0].len()));
-        Rows { start: rows.map(<[u8]>::as_ptr), len: rows[0].len(), bytes: PhantomData }
-    }
-}
-
-impl<'a> Rows<'a, true> {
-    pub fn interleaved(panel: &'a [u8]) -> Self {
-        Rows { start: [panel.as_ptr(); PANEL_ROWS], len: panel.len() / PANEL_ROWS, bytes: PhantomData }
-    }
-}
-
-impl<const INTERLEAVED: bool> Rows<'_, INTERLEAVED> {
-    /// Asks for part `part` of `n_parts` of what follows bytes `at..at + size` of the rows: in a panel, two pages on; of rows
-    /// apart, which lie one behind the other, the next 16 and a page. By parts, since a core waits for only so many lines at a
-    /// time.
-    #[inline]
-    fn ahead(&self, at: usize, size: usize, part: usize, n_parts: usize) {
-        let from = PANEL_ROWS * at + if INTERLEAVED { 8192 } else { PANEL_ROWS * self.len + 4096 };
-        let n_lines = (PANEL_ROWS * size).div_ceil(64);
-        for line in n_lines * part / n_parts..n_lines * (part + 1) / n_parts {
-            touch(self.start[0].wrapping_add(from + 64 * line));
-        }
     }
 }
 
