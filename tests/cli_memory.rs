@@ -141,6 +141,9 @@ fn plans_are_printed_and_kept() {
     let (streaming, _) = run(&["--low-memory", "--power", "low"]);
     assert_eq!((&tight["tokens"], &streaming["tokens"]), (&free["tokens"], &free["tokens"]));
     assert_eq!(mmq(&["run", "-p", "Hi", "--budget", "1G"]).status.code(), Some(2), "the built-in model has no plan");
+    let repacked = mmq(&[&["run"], &files[..], &["-p", "Hi", "--low-memory", "-lm", "repack"]].concat());
+    assert_eq!(repacked.status.code(), Some(2));
+    assert!(text(&repacked.stderr).contains("load-mode mmap alone"), "{}", text(&repacked.stderr));
 }
 
 #[test]

@@ -3,10 +3,10 @@
 use super::image_tokens::ImageTokensArgs;
 use super::run::{kv_type, load_mode};
 use super::{printed, say};
+use crate::Result;
 use crate::gguf::Gguf;
-use crate::pipelines::plan::{self, Plan, Planner, Wish, parse_size};
+use crate::pipelines::plan::{self, Plan, Planner, Wish, parse_pixels, parse_size};
 use crate::pipelines::{KvType, LoadMode, Precision, find_mmproj};
-use crate::{Result, bail};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -66,7 +66,7 @@ pub struct Args {
     images: usize,
 
     /// Pixels of a picture
-    #[arg(long, value_name = "WxH", default_value = "1024x768", value_parser = pixels)]
+    #[arg(long, value_name = "WxH", default_value = "1024x768", value_parser = parse_pixels)]
     image_size: (usize, usize),
 
     /// Print one JSON object
@@ -84,15 +84,6 @@ pub struct MemoryArgs {
     /// Stream layers through memory that it cannot hold all at once; without --budget, all of them
     #[arg(long)]
     pub low_memory: bool,
-}
-
-fn pixels(text: &str) -> Result<(usize, usize), String> {
-    let parse = |(w, h): (&str, &str)| Some((w.parse().ok()?, h.parse().ok()?));
-    let sane = |(w, h): &(usize, usize)| (1..=1 << 16).contains(w) && (1..=1 << 16).contains(h);
-    text.split_once('x')
-        .and_then(parse)
-        .filter(sane)
-        .ok_or_else(|| format!("expected 1024x768 or the like, got {text:?}"))
 }
 
 /// Runs the command.
@@ -121,9 +112,6 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         n_images: args.images,
         ..Wish::new(args.memory.budget)
     };
-    if args.memory.low_memory && wish.load_mode == Some(LoadMode::Repack) {
-        bail!(Usage, "--low-memory streams weights from the file: it goes with --load-mode mmap alone");
-    }
     let plan = Planner::new(&text, mmproj.as_ref())?.plan(&wish)?;
     let text = match args.json {
         true => format!("{:#}\n", serde_json::to_value(&plan).expect("a plan is plain data")),

@@ -2,7 +2,7 @@
 
 use super::edge::{self, Result, usage};
 use crate::media::Filter;
-use crate::pipelines::plan::{Wish, parse_size};
+use crate::pipelines::plan::{Wish, parse_pixels, parse_size};
 use crate::pipelines::{
     EngineOptions, Generation, ImageTokens, KvType, LoadMode, Overflow, Power, Precision, Reduction, SessionOptions,
 };
@@ -126,10 +126,10 @@ pub(super) fn plan<'a>(pairs: &[(&str, &'a str)]) -> Result<(Wish, &'a str)> {
     let (mut n_image, mut by, mut precision) = (None, None, "auto");
     for &(key, value) in pairs {
         match key {
-            "budget" => wish.budget = Some(parse_size(value)?),
+            "budget" => wish.budget = Some(planned(key, parse_size(value))?),
             "low-memory" => wish.low_memory = flag(key, value)?,
             "images" => wish.n_images = count(key, value)?,
-            "image-size" => wish.image_size = pixels(key, value)?,
+            "image-size" => wish.image_size = planned(key, parse_pixels(value))?,
             "ctx-size" => wish.n_ctx = Some(count(key, value)?).filter(|n| *n > 0),
             "ubatch-size" => {
                 wish.n_ubatch = Some(parse(key, value, "a whole number from 1 on", |n: &usize| *n > 0)?);
@@ -143,18 +143,13 @@ pub(super) fn plan<'a>(pairs: &[(&str, &'a str)]) -> Result<(Wish, &'a str)> {
             _ => return Err(unknown(key, PLAN_KEYS)),
         }
     }
-    if wish.low_memory && wish.load_mode == Some(LoadMode::Repack) {
-        return Err(usage("option \"low-memory\": goes with \"load-mode\" \"mmap\" alone".into()));
-    }
     wish.image_tokens = image_tokens(n_image, by)?;
     Ok((wish, precision))
 }
 
-/// Width and height: `1024x768`.
-fn pixels(key: &str, value: &str) -> Result<(usize, usize)> {
-    let side = |text: &str| text.parse().ok().filter(|n| (1..=1 << 16).contains(n));
-    let sides = value.split_once('x').and_then(|(width, height)| Some((side(width)?, side(height)?)));
-    sides.ok_or_else(|| usage(format!("option {key:?}: expected 1024x768 or the like, got {value:?}")))
+/// A value of which the planner says what it expects.
+fn planned<T>(key: &str, parsed: crate::Result<T>) -> Result<T> {
+    parsed.map_err(|e| usage(format!("option {key:?}: {e}")))
 }
 
 fn flag(key: &str, value: &str) -> Result<bool> {

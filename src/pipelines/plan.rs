@@ -273,8 +273,12 @@ impl Planner {
     /// What the run takes that is wished for; with a budget, what has to give so that it fits.
     ///
     /// # Errors
-    /// `Memory`, in a sentence that says what would fit, if nothing that may give is enough.
+    /// `Memory`, in a sentence that says what would fit, if nothing that may give is enough; `Usage`, if repacked weights are to
+    /// stream.
     pub fn plan(&self, wish: &Wish) -> Result<Plan> {
+        if wish.low_memory && wish.load_mode == Some(LoadMode::Repack) {
+            bail!(Usage, "low-memory streams weights from the file: it goes with load-mode mmap alone");
+        }
         let first = self.with(wish, wish, false)?;
         let Some(budget) = wish.budget.filter(|budget| *budget < first.peak) else { return Ok(first) };
         let mut least = first;
@@ -526,5 +530,17 @@ pub fn parse_size(text: &str) -> Result<u64> {
     match number.parse::<f64>().map(|number| number * factor) {
         Ok(bytes) if (1.0..1e18).contains(&bytes) => Ok(bytes as u64),
         _ => bail!(Usage, "expected a size such as 1.5G, 800M or 1.4GiB, got {text:?}"),
+    }
+}
+
+/// Width and height of a picture: `1024x768`.
+///
+/// # Errors
+/// `Usage`: anything else.
+pub fn parse_pixels(text: &str) -> Result<(usize, usize)> {
+    let side = |text: &str| text.parse().ok().filter(|n| (1..=1 << 16).contains(n));
+    match text.split_once('x').map(|(width, height)| (side(width), side(height))) {
+        Some((Some(width), Some(height))) => Ok((width, height)),
+        _ => bail!(Usage, "expected 1024x768 or the like, got {text:?}"),
     }
 }
