@@ -22,7 +22,7 @@ from pathlib import Path
 
 PLAIN = (
     "Q8_0 Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S Q3_K_L Q3_K_M Q3_K_S Q2_K Q2_K_S Q5_1 Q5_0 Q4_1 Q4_0 IQ4_NL IQ4_XS IQ3_M IQ3_S IQ3_XS"
-    " TQ2_0 TQ1_0"
+    " TQ2_0 TQ1_0 Q2_0 Q1_0"
 ).split()
 # llama-quantize makes these with an importance matrix alone.
 WITH_IMATRIX = "IQ3_XXS IQ2_M IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S".split()

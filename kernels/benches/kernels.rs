@@ -25,7 +25,7 @@ fn bound(level: &str, dtype: Dtype) -> Option<u32> {
     match level {
         "avx2" if float => Some(32),
         "avx2" => Some(match dtype {
-            Q2_K | Q3_K | Q4_0 | Q4_1 | Q4_K | TQ1_0 | TQ2_0 => 114,
+            Q1_0 | Q2_0 | Q2_K | Q3_K | Q4_0 | Q4_1 | Q4_K | TQ1_0 | TQ2_0 => 114,
             Q5_0 | Q5_1 | Q5_K | IQ1_M | IQ1_S | IQ3_S | MXFP4 | NVFP4 => 102,
             Q6_K | IQ3_XXS => 85,
             _ => 64,

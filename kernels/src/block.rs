@@ -64,11 +64,11 @@ impl Dtype {
     };
 
     /// Every type that has kernels.
-    pub const RUNNABLE: [Dtype; 26] = {
+    pub const RUNNABLE: [Dtype; 28] = {
         use Dtype::*;
         [
             F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, IQ3_S, IQ3_XXS,
-            IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S, TQ2_0, TQ1_0, MXFP4, NVFP4,
+            IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S, TQ2_0, TQ1_0, MXFP4, NVFP4, Q2_0, Q1_0,
         ]
     };
 
@@ -427,6 +427,20 @@ blocks! {
         qs: [u8; 64],
         /// Scale.
         d: Half,
+    }
+    /// 64 weights `d · (q − 1)`, q of 2 bits.
+    Q2_0 {
+        /// Scale.
+        d: Half,
+        /// Byte i, bits 2 j and on: q[4 i + j].
+        qs: [u8; 16],
+    }
+    /// 128 weights `d` or `−d`.
+    Q1_0 {
+        /// Scale.
+        d: Half,
+        /// Byte i, bit j: weight 8 i + j is positive.
+        qs: [u8; 16],
     }
     /// 32 weights `2^(e − 128) · CODE[q]`, q of 4 bits; the codes are [`FP4_CODES`].
     MXFP4 {

@@ -83,7 +83,7 @@ impl Form {
             Q2_K => Form::Unsigned { group: 16, bits: 2 },
             Q3_K => Form::Unsigned { group: 16, bits: 3 },
             Q6_K => Form::Unsigned { group: 16, bits: 6 },
-            TQ1_0 | TQ2_0 => Form::Unsigned { group: 32, bits: 2 },
+            TQ1_0 | TQ2_0 | Q1_0 | Q2_0 => Form::Unsigned { group: 32, bits: 2 },
             MXFP4 | IQ1_S | IQ3_S => Form::Unsigned { group: 32, bits: 5 },
             NVFP4 | IQ1_M => Form::Unsigned { group: 16, bits: 5 },
             IQ3_XXS => Form::Unsigned { group: 32, bits: 6 },

@@ -31,7 +31,7 @@ pub enum Search {
 
 impl Dtype {
     /// Every type that weights can be written in.
-    pub const QUANTIZABLE: [Dtype; 26] = Dtype::RUNNABLE;
+    pub const QUANTIZABLE: [Dtype; 28] = Dtype::RUNNABLE;
 
     /// Whether ggml does not write it without an importance matrix, since the result is poor (the embeddings and the output of a
     /// model aside). [`quantize`] does.
@@ -100,7 +100,7 @@ pub(crate) fn quantize_on<V: Lanes, P: Lanes>(
         };
     }
     let rows = formats! {
-        Q4_0 32, Q4_1 32, Q5_0 32, Q5_1 32, Q8_0 32, IQ4_NL 32,
+        Q4_0 32, Q4_1 32, Q5_0 32, Q5_1 32, Q8_0 32, IQ4_NL 32, Q1_0 128, Q2_0 64,
         Q2_K 256, Q3_K 256, Q4_K 256, Q5_K 256, Q6_K 256, IQ4_XS 256,
     };
     rows(x, n_cols, importance, out);

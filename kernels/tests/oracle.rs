@@ -65,5 +65,5 @@ fn quantized_weights_are_those_of_ggml() {
         }
         seen += 1;
     }
-    assert_eq!(seen, 12);
+    assert_eq!(seen, 14);
 }

@@ -117,6 +117,41 @@ impl Format<32> for Q8_0 {
     }
 }
 
+pub(crate) struct Q1_0;
+impl Format<128> for Q1_0 {
+    const DTYPE: Dtype = Dtype::Q1_0;
+
+    #[inline(always)]
+    fn encode<V: Lanes>(x: &[V; 128], importance: Option<&[V; 128]>, _: V, out: &mut Out<'_>) {
+        let w = weigh(x, importance);
+        let (mut wx, mut total) = (V::splat(0.0), V::splat(0.0));
+        for (&x, &w) in x.iter().zip(&w) {
+            wx = wx + w * x.abs();
+            total = total + w;
+        }
+        out.half(0, wx / total);
+        pack::signs_128(out, 2, x);
+    }
+}
+
+pub(crate) struct Q2_0;
+impl Format<64> for Q2_0 {
+    const DTYPE: Dtype = Dtype::Q2_0;
+
+    #[inline(always)]
+    fn encode<V: Lanes>(x: &[V; 64], importance: Option<&[V; 64]>, _: V, out: &mut Out<'_>) {
+        let (w, zero) = (weigh(x, importance), V::splat(0.0));
+        // Two steps lie on the side where the scale is, as in `Linear` on the other one.
+        let d = out.half(0, zero - scale::<V, Linear<2>>(x, &w, 3));
+        let inverse = invert(zero - d);
+        let mut q = *x;
+        for q in &mut q {
+            *q = V::splat(1.0) - Linear::<2>::nearest(*q * inverse);
+        }
+        pack::two_bits_64(out, 2, &q);
+    }
+}
+
 /// The best of a type's first scales, in F16.
 #[inline(always)]
 fn one_by_one<V: Lanes, C: Codes>(x: &[V], w: &[V]) -> V {

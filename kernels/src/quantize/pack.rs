@@ -52,6 +52,26 @@ pub(crate) fn five_bits_32<V: Lanes>(out: &mut Out<'_>, at: usize, q: &[V; 32]) 
     }
 }
 
+/// 16 bytes, a bit for each number that is not negative.
+#[inline(always)]
+pub(crate) fn signs_128<V: Lanes>(out: &mut Out<'_>, at: usize, x: &[V; 128]) {
+    let mut positive = *x;
+    for x in &mut positive {
+        *x = V::splat(1.0).keep(x.ge(V::splat(0.0)));
+    }
+    for k in 0..16 {
+        out.byte(at + k, bits(&positive, 8 * k, 1, 0));
+    }
+}
+
+/// 16 bytes of integers of 2 bits, in order.
+#[inline(always)]
+pub(crate) fn two_bits_64<V: Lanes>(out: &mut Out<'_>, at: usize, q: &[V; 64]) {
+    for (i, q) in q.as_chunks::<4>().0.iter().enumerate() {
+        out.byte(at + i, four(q[0], q[1], q[2], q[3]));
+    }
+}
+
 /// 64 bytes of integers of 2 bits.
 #[inline(always)]
 pub(crate) fn two_bits_256<V: Lanes>(out: &mut Out<'_>, at: usize, q: &[V; 256]) {

@@ -162,6 +162,39 @@ impl Format<32> for Q8_0 {
     }
 }
 
+pub(crate) struct Q1_0;
+impl Format<128> for Q1_0 {
+    const DTYPE: Dtype = Dtype::Q1_0;
+
+    #[inline(always)]
+    fn encode<V: Lanes>(x: &[V; 128], _: Option<&[V; 128]>, _: V, out: &mut Out<'_>) {
+        let mut magnitudes = *x;
+        for magnitude in &mut magnitudes {
+            *magnitude = magnitude.abs();
+        }
+        out.half(0, sum(&magnitudes) / V::splat(128.0));
+        pack::signs_128(out, 2, x);
+    }
+}
+
+pub(crate) struct Q2_0;
+impl Format<64> for Q2_0 {
+    const DTYPE: Dtype = Dtype::Q2_0;
+
+    #[inline(always)]
+    fn encode<V: Lanes>(x: &[V; 64], _: Option<&[V; 64]>, _: V, out: &mut Out<'_>) {
+        let d = extreme(x).1;
+        let inverse = invert(d);
+        out.half(0, d);
+        let mut q = *x;
+        for q in &mut q {
+            let (x, one) = (*q * inverse, V::splat(1.0));
+            *q = one + one.keep(x.ge(V::splat(0.5))) - one.keep(V::splat(-0.5).ge(x));
+        }
+        pack::two_bits_64(out, 2, &q);
+    }
+}
+
 pub(crate) struct IQ4_NL;
 impl Format<32> for IQ4_NL {
     const DTYPE: Dtype = Dtype::IQ4_NL;

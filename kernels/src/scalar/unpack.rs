@@ -204,7 +204,7 @@ pub(crate) const fn offset(dtype: Dtype) -> i8 {
         Dtype::Q5_0 => 16,
         Dtype::Q3_K => 4,
         Dtype::Q6_K => 32,
-        Dtype::TQ1_0 | Dtype::TQ2_0 => 1,
+        Dtype::TQ1_0 | Dtype::TQ2_0 | Dtype::Q1_0 | Dtype::Q2_0 => 1,
         Dtype::IQ1_S | Dtype::IQ1_M => 9,
         Dtype::MXFP4 | Dtype::NVFP4 => 12,
         Dtype::IQ3_S => 15,

@@ -61,6 +61,8 @@ pub fn groups(dtype: Dtype, bytes: &[u8], scale: &mut [f32; 16], min: &mut [f32;
         }
         Dtype::TQ1_0 => scale.fill(float(TQ1_0::slice(bytes)[0].d)),
         Dtype::TQ2_0 => scale.fill(float(TQ2_0::slice(bytes)[0].d)),
+        Dtype::Q1_0 => scale.fill(float(Q1_0::slice(bytes)[0].d)),
+        Dtype::Q2_0 => scale.fill(float(Q2_0::slice(bytes)[0].d)),
         Dtype::MXFP4 => scale.fill(mxfp4_scale(MXFP4::slice(bytes)[0].e)),
         Dtype::NVFP4 => {
             let b = &NVFP4::slice(bytes)[0];
@@ -161,6 +163,14 @@ pub fn quants(dtype: Dtype, bytes: &[u8], q: &mut [i8; QK_K]) {
         Dtype::TQ2_0 => {
             let b = &TQ2_0::slice(bytes)[0];
             (0..QK_K).for_each(|i| q[i] = two_bits(&b.qs, i) as i8 - 1);
+        }
+        Dtype::Q1_0 => {
+            let b = &Q1_0::slice(bytes)[0];
+            (0..128).for_each(|i| q[i] = if b.qs[i / 8] >> (i % 8) & 1 == 1 { 1 } else { -1 });
+        }
+        Dtype::Q2_0 => {
+            let b = &Q2_0::slice(bytes)[0];
+            (0..64).for_each(|i| q[i] = (b.qs[i / 4] >> (i % 4 * 2) & 3) as i8 - 1);
         }
         Dtype::MXFP4 => {
             let b = &MXFP4::slice(bytes)[0];

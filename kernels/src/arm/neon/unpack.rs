@@ -372,6 +372,8 @@ pub(in crate::arm) fn groups<const P: bool, S: Groups>(dtype: Dtype, rows: &Rows
         Dtype::IQ1_M => blocks(Dtype::IQ1_M, rows, out, |b, i, out| unpack_small::iq1_m(b, i, out)),
         Dtype::TQ1_0 => blocks(Dtype::TQ1_0, rows, out, |b, i, out| unpack_small::tq1_0(b, i, out)),
         Dtype::TQ2_0 => blocks(Dtype::TQ2_0, rows, out, |b, i, out| unpack_small::tq2_0(b, i, out)),
+        Dtype::Q1_0 => blocks(Dtype::Q1_0, rows, out, |b, i, out| unpack_small::q1_0(b, i, out)),
+        Dtype::Q2_0 => blocks(Dtype::Q2_0, rows, out, |b, i, out| unpack_small::q2_0(b, i, out)),
         Dtype::MXFP4 => blocks(Dtype::MXFP4, rows, out, |b, i, out| unpack_small::mxfp4(b, i, out)),
         Dtype::NVFP4 => blocks(Dtype::NVFP4, rows, out, |b, i, out| unpack_small::nvfp4(b, i, out)),
         _ => unreachable!("{dtype} has no quants"),

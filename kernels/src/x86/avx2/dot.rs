@@ -31,7 +31,9 @@ pub fn dot(form: Form, panel: &Panel, n: usize, x: Columns<'_>, first: usize, ac
 
 /// Quants that multiply as they are.
 const UNSIGNED: u8 = 0;
-/// Quants whose sign moves to the activations, which costs an instruction for each vector of products.
+/// Quants whose magnitudes multiply. Where a quant is negative, an activation's bits are turned over, which makes `x` into
+/// `-x - 1`: the magnitudes of those quants are added in the end. (The instruction that negates would wait for the same two
+/// pipes as the products.)
 const SIGNED: u8 = 1;
 /// Quants in `-64..=63`: with 64 added, pairs of products still fit an i16, and 64 times the sum of the activations is taken
 /// off again.
@@ -48,6 +50,23 @@ fn narrow(panel: &Panel, n: usize) -> bool {
     }
     _mm256_movemask_epi8(outside) == 0
 }
+
+/// Adds up the magnitudes of the negative quants among the first `n` columns, of each row and 32 columns.
+#[target_feature(enable = "avx2")]
+fn add_negative(panel: &Panel, n: usize, sums: &mut Negative) {
+    for (sums, steps) in sums.iter_mut().zip(panel.q[..n / 4].as_chunks::<8>().0) {
+        for q in steps {
+            for (sum, q) in sums.iter_mut().zip(q.as_chunks().0) {
+                let below = _mm256_min_epi8(load(q), _mm256_setzero_si256());
+                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(below), _mm256_set1_epi8(1));
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+            }
+        }
+    }
+}
+
+/// `[group]`, of the first 8 rows and the last.
+type Negative = [[__m256i; 2]; PANEL_COLS / 32];
 
 /// The activations of one token from the first column of a panel on.
 #[derive(Clone, Copy)]
@@ -84,25 +103,29 @@ fn tokens<const STEPS: usize, const CHAIN: usize, const KIND: u8>(
     first: usize,
     acc: &mut [[f32; PANEL_ROWS]],
 ) {
+    let mut negative = [[_mm256_setzero_si256(); 2]; PANEL_COLS / 32];
+    if KIND == SIGNED {
+        add_negative(panel, n, &mut negative);
+    }
     let token = |t: usize| Token::new::<STEPS>(x, n, t, first);
     let (tiles, rest) = acc.as_chunks_mut::<4>();
     for (i, acc) in tiles.iter_mut().enumerate() {
         let x = [token(4 * i), token(4 * i + 1), token(4 * i + 2), token(4 * i + 3)];
-        tile::<STEPS, CHAIN, KIND, 4>(panel, n, &x, acc);
+        tile::<STEPS, CHAIN, KIND, 4>(panel, &negative, n, &x, acc);
     }
     let t = 4 * tiles.len();
     match rest {
         [a, b, c] => {
             let mut acc = [*a, *b, *c];
-            tile::<STEPS, CHAIN, KIND, 3>(panel, n, &[token(t), token(t + 1), token(t + 2)], &mut acc);
+            tile::<STEPS, CHAIN, KIND, 3>(panel, &negative, n, &[token(t), token(t + 1), token(t + 2)], &mut acc);
             [*a, *b, *c] = acc;
         }
         [a, b] => {
             let mut acc = [*a, *b];
-            tile::<STEPS, CHAIN, KIND, 2>(panel, n, &[token(t), token(t + 1)], &mut acc);
+            tile::<STEPS, CHAIN, KIND, 2>(panel, &negative, n, &[token(t), token(t + 1)], &mut acc);
             [*a, *b] = acc;
         }
-        [a] => tile::<STEPS, CHAIN, KIND, 1>(panel, n, &[token(t)], std::array::from_mut(a)),
+        [a] => tile::<STEPS, CHAIN, KIND, 1>(panel, &negative, n, &[token(t)], std::array::from_mut(a)),
         _ => {}
     }
 }
@@ -135,6 +158,7 @@ fn pin<const T: usize>(sums: &mut [[__m256i; 2]; T]) {
 #[target_feature(enable = "avx2,fma")]
 fn tile<const STEPS: usize, const CHAIN: usize, const KIND: u8, const T: usize>(
     panel: &Panel,
+    negative: &Negative,
     n: usize,
     x: &[Token<'_>; T],
     acc: &mut [[f32; PANEL_ROWS]; T],
@@ -152,7 +176,7 @@ fn tile<const STEPS: usize, const CHAIN: usize, const KIND: u8, const T: usize>(
     let groups = n / (4 * STEPS);
     let (w, _) = panel.q[..n / 4].as_chunks::<STEPS>();
     for (g, ((w, scale), min)) in w.iter().zip(&panel.scale[..groups]).zip(&panel.min[..groups]).enumerate() {
-        let mut wide = [[_mm256_setzero_si256(); 2]; T];
+        let mut wide = [if KIND == SIGNED { negative[g] } else { [_mm256_setzero_si256(); 2] }; T];
         if KIND == NARROW {
             for t in 0..T {
                 let [low, high] = x[t].total[g * STEPS / 8];
@@ -165,16 +189,20 @@ fn tile<const STEPS: usize, const CHAIN: usize, const KIND: u8, const T: usize>(
                 let w = w[s].as_chunks().0;
                 let w = [load(&w[0]), load(&w[1])];
                 let size = match KIND {
-                    SIGNED => w.map(|w| _mm256_abs_epi8(w)),
-                    NARROW => w.map(|w| _mm256_add_epi8(w, _mm256_set1_epi8(64))),
+                    SIGNED => [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])],
+                    NARROW => {
+                        [_mm256_add_epi8(w[0], _mm256_set1_epi8(64)), _mm256_add_epi8(w[1], _mm256_set1_epi8(64))]
+                    }
                     _ => w,
                 };
+                let zero = _mm256_setzero_si256();
+                let below = [_mm256_cmpgt_epi8(zero, w[0]), _mm256_cmpgt_epi8(zero, w[1])];
                 for t in 0..T {
                     // SAFETY: these are columns `4 · (g · STEPS + s)..` of the `n` that each token has.
                     let q = unsafe { x[t].q.as_ptr().add(4 * (g * STEPS + s)).cast::<i32>().read_unaligned() };
                     let q = _mm256_set1_epi32(q);
                     for half in 0..2 {
-                        let q = if KIND == SIGNED { _mm256_sign_epi8(q, w[half]) } else { q };
+                        let q = if KIND == SIGNED { _mm256_xor_si256(q, below[half]) } else { q };
                         let pairs = _mm256_maddubs_epi16(size[half], q);
                         if CHAIN == 1 {
                             wide[t][half] = _mm256_add_epi32(wide[t][half], _mm256_madd_epi16(pairs, ones));

@@ -304,6 +304,37 @@ pub fn tq2_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     }
 }
 
+#[inline]
+#[target_feature(enable = "neon")]
+pub fn q1_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
+    let d = b.floats(offset_of!(Q1_0, d));
+    let signs = b.transpose(offset_of!(Q1_0, qs));
+    unrolled!(g in [0 1 2 3] {
+        let q = vectors!(s in 8 => signed(vdupq_n_u8(0xff), signs[g], s / 2, s % 2 == 1, 1));
+        unsigned::<8, 2>(out, b.quarter, 4 * i + g, q, d, shifted(Dtype::Q1_0, d));
+    });
+}
+
+/// The four pairs of bits of byte `at` of each 32-bit lane, each in a byte.
+#[inline]
+#[target_feature(enable = "neon")]
+fn pairs(v: uint8x16_t, at: usize) -> uint8x16_t {
+    // Shifts to the right.
+    let by = vreinterpretq_s8_u32(vdupq_n_u32(u32::from_le_bytes([0, -2_i8 as u8, -4_i8 as u8, -6_i8 as u8])));
+    vandq_u8(vshlq_u8(spread(v, at), by), vdupq_n_u8(3))
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+pub fn q2_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
+    let d = b.floats(offset_of!(Q2_0, d));
+    let v = b.transpose(offset_of!(Q2_0, qs));
+    unrolled!(g in [0 1] {
+        let q = vectors!(s in 8 => pairs(v[2 * g + s / 4], s % 4));
+        unsigned::<8, 2>(out, b.quarter, 2 * i + g, q, d, shifted(Dtype::Q2_0, d));
+    });
+}
+
 /// The values of the codes of 4-bit floats, 12 added.
 #[inline]
 #[target_feature(enable = "neon")]

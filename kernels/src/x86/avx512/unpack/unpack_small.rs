@@ -311,6 +311,38 @@ pub fn tq2_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     }
 }
 
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub fn q1_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
+    let d = b.floats(offset_of!(Q1_0, d));
+    let signs = b.transpose(offset_of!(Q1_0, qs));
+    unrolled!(g in [0 1 2 3] {
+        let q = vectors!(s in 8 => signed(_mm512_set1_epi8(-1), signs[g], s / 2, s % 2 == 1, 1));
+        b.unsigned::<8>(out, 4 * i + g, q, d, shifted(Dtype::Q1_0, d));
+    });
+}
+
+/// The four pairs of bits of byte `at` of each 32-bit lane, each in a byte.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn pairs(v: __m512i, at: usize) -> __m512i {
+    let byte = bits(v, 8 * at, 8);
+    let twice = _mm512_or_si512(byte, _mm512_slli_epi32::<12>(byte));
+    let all = _mm512_or_si512(twice, _mm512_slli_epi32::<6>(twice));
+    _mm512_and_si512(all, _mm512_set1_epi8(3))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub fn q2_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
+    let d = b.floats(offset_of!(Q2_0, d));
+    let v = b.transpose(offset_of!(Q2_0, qs));
+    unrolled!(g in [0 1] {
+        let q = vectors!(s in 8 => pairs(v[2 * g + s / 4], s % 4));
+        b.unsigned::<8>(out, 2 * i + g, q, d, shifted(Dtype::Q2_0, d));
+    });
+}
+
 /// The values of the codes of 4-bit floats, 12 added.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
