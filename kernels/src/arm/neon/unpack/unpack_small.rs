@@ -134,24 +134,20 @@ pub fn iq2_s<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     for h in 0..2 {
         let scales = b.words(offset_of!(IQ2_S, scales) + 4 * h);
         let upper = b.words(offset_of!(IQ2_S, qh) + 4 * h);
-        rolled!(pair in 0..4 {
-            let at = 16 * h + 4 * pair;
+        unrolled!(g in [0 1 2 3 4 5 6 7] {
+            let at = 16 * h + g / 2 * 4;
             let lower = b.words(offset_of!(IQ2_S, qs) + at);
             let signs = b.words(offset_of!(IQ2_S, signs) + at);
-            let (upper, scales) = (behind(upper, 8 * pair), behind(scales, 8 * pair));
-            unrolled!(n in [0 1] {
-                let mut q = [vdupq_n_u8(0); 4];
-                unrolled!(j in [0 1] {
-                    let n = 2 * n + j;
-                    let (low, high) = (bits(lower, 8 * n, 8), bits(upper, 2 * n, 2));
-                    let [low, high] = eights(&grid::IQ2_S, vsliq_n_u32::<8>(low, high));
-                    q[2 * j] = signed(low, signs, n, false, IQ2_OFFSET);
-                    q[2 * j + 1] = signed(high, signs, n, true, IQ2_OFFSET);
-                });
-                let scale = odd(d, bits(scales, 4 * n, 4), 0.125);
-                let group = 16 * i + 8 * h + 2 * pair + n;
-                unsigned::<4, 7>(out, b.quarter, group, q, scale, shifted(Dtype::IQ2_S, scale));
+            let mut q = [vdupq_n_u8(0); 4];
+            unrolled!(j in [0 1] {
+                let n = g % 2 * 2 + j;
+                let (low, high) = (bits(lower, 8 * n, 8), bits(upper, 4 * g + 2 * j, 2));
+                let [low, high] = eights(&grid::IQ2_S, vsliq_n_u32::<8>(low, high));
+                q[2 * j] = signed(low, signs, n, false, IQ2_OFFSET);
+                q[2 * j + 1] = signed(high, signs, n, true, IQ2_OFFSET);
             });
+            let scale = odd(d, bits(scales, 4 * g, 4), 0.125);
+            unsigned::<4, 7>(out, b.quarter, 16 * i + 8 * h + g, q, scale, shifted(Dtype::IQ2_S, scale));
         });
     }
 }
@@ -239,23 +235,19 @@ pub fn iq1_m<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let nibbles = |v| vsliq_n_u32::<4>(bits(v, 12, 4), bits(v, 28, 4));
     let [d, _] = halves(vreinterpretq_u8_u32(vsliq_n_u32::<8>(nibbles(scales[0]), nibbles(scales[1]))));
     for (h, scales) in scales.into_iter().enumerate() {
-        rolled!(pair in 0..4 {
-            // Two groups have a word of codes; their upper bits, signs and scales are halves of words.
-            let upper = behind(b.words(offset_of!(IQ1_M, qh) + 8 * h + pair / 2 * 4), pair % 2 * 16);
-            let lower = b.words(offset_of!(IQ1_M, qs) + 16 * h + 4 * pair);
-            let scales = behind(scales, pair / 2 * 16 + pair % 2 * 6);
-            unrolled!(n in [0 1] {
-                let mut q = [vdupq_n_u8(0); 4];
-                unrolled!(j in [0 1] {
-                    let at = 8 * n + 4 * j;
-                    let low = bits(lower, 16 * n + 8 * j, 8);
-                    let points = eights(&grid::IQ1, vsliq_n_u32::<8>(low, bits(upper, at, 3)));
-                    [q[2 * j], q[2 * j + 1]] = ternary(points, upper, at + 3);
-                });
-                let scale = odd(d, bits(scales, 3 * n, 3), 0.125);
-                let group = 16 * i + 8 * h + 2 * pair + n;
-                unsigned::<4, 5>(out, b.quarter, group, q, scale, shifted(Dtype::IQ1_M, scale));
+        unrolled!(n in [0 1 2 3 4 5 6 7] {
+            let g = 8 * h + n;
+            let upper = b.words(offset_of!(IQ1_M, qh) + g / 4 * 4);
+            let lower = b.words(offset_of!(IQ1_M, qs) + g / 2 * 4);
+            let mut q = [vdupq_n_u8(0); 4];
+            unrolled!(j in [0 1] {
+                let at = 8 * (n % 4) + 4 * j;
+                let low = bits(lower, 16 * (n % 2) + 8 * j, 8);
+                let points = eights(&grid::IQ1, vsliq_n_u32::<8>(low, bits(upper, at, 3)));
+                [q[2 * j], q[2 * j + 1]] = ternary(points, upper, at + 3);
             });
+            let scale = odd(d, bits(scales, 16 * (n / 4) + 3 * (n % 4), 3), 0.125);
+            unsigned::<4, 5>(out, b.quarter, 16 * i + g, q, scale, shifted(Dtype::IQ1_M, scale));
         });
     }
 }

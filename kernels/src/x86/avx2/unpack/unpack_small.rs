@@ -132,24 +132,20 @@ pub fn iq2_s<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     for h in 0..2 {
         let scales = b.words(offset_of!(IQ2_S, scales) + 4 * h);
         let upper = b.words(offset_of!(IQ2_S, qh) + 4 * h);
-        rolled!(pair in 0..4 {
-            let at = 16 * h + 4 * pair;
+        unrolled!(g in [0 1 2 3 4 5 6 7] {
+            let at = 16 * h + g / 2 * 4;
             let lower = b.words(offset_of!(IQ2_S, qs) + at);
             let signs = b.words(offset_of!(IQ2_S, signs) + at);
-            let upper = bits(upper, 8 * pair, 8);
-            unrolled!(n in [0 1] {
-                let g = 2 * pair + n;
-                let mut q = [_mm256_setzero_si256(); 4];
-                unrolled!(j in [0 1] {
-                    let n = 2 * n + j;
-                    let (low, high) = (bits(lower, 8 * n, 8), bits(upper, 2 * n, 2));
-                    let [low, high] = eights(&grid::IQ2_S, _mm256_or_si256(low, _mm256_slli_epi32::<8>(high)));
-                    q[2 * j] = signed(low, signs, n, false, IQ2_OFFSET);
-                    q[2 * j + 1] = signed(high, signs, n, true, IQ2_OFFSET);
-                });
-                let scale = odd(d, bits(scales, 4 * g, 4), 0.125);
-                b.unsigned::<4, 1>(out, 16 * i + 8 * h + g, q, scale, shifted(Dtype::IQ2_S, scale));
+            let mut q = [_mm256_setzero_si256(); 4];
+            unrolled!(j in [0 1] {
+                let n = g % 2 * 2 + j;
+                let (low, high) = (bits(lower, 8 * n, 8), bits(upper, 4 * g + 2 * j, 2));
+                let [low, high] = eights(&grid::IQ2_S, _mm256_or_si256(low, _mm256_slli_epi32::<8>(high)));
+                q[2 * j] = signed(low, signs, n, false, IQ2_OFFSET);
+                q[2 * j + 1] = signed(high, signs, n, true, IQ2_OFFSET);
             });
+            let scale = odd(d, bits(scales, 4 * g, 4), 0.125);
+            b.unsigned::<4, 1>(out, 16 * i + 8 * h + g, q, scale, shifted(Dtype::IQ2_S, scale));
         });
     }
 }
@@ -237,23 +233,19 @@ pub fn iq1_m<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let nibbles = |v| _mm256_or_si256(bits(v, 12, 4), _mm256_slli_epi32::<4>(bits(v, 28, 4)));
     let [d, _] = halves(_mm256_or_si256(nibbles(scales[0]), _mm256_slli_epi32::<8>(nibbles(scales[1]))));
     for (h, scales) in scales.into_iter().enumerate() {
-        rolled!(pair in 0..4 {
-            // Two groups have a word of codes; their upper bits, signs and scales are halves of words.
-            let upper = bits(b.words(offset_of!(IQ1_M, qh) + 8 * h + pair / 2 * 4), pair % 2 * 16, 16);
-            let lower = b.words(offset_of!(IQ1_M, qs) + 16 * h + 4 * pair);
-            let scales = bits(scales, pair / 2 * 16 + pair % 2 * 6, 6);
-            unrolled!(n in [0 1] {
-                let g = 8 * h + 2 * pair + n;
-                let mut q = [_mm256_setzero_si256(); 4];
-                unrolled!(j in [0 1] {
-                    let at = 8 * n + 4 * j;
-                    let high = _mm256_slli_epi32::<8>(bits(upper, at, 3));
-                    let points = eights(&grid::IQ1, _mm256_or_si256(bits(lower, 16 * n + 8 * j, 8), high));
-                    [q[2 * j], q[2 * j + 1]] = ternary(points, upper, at + 3);
-                });
-                let scale = odd(d, bits(scales, 3 * n, 3), 0.125);
-                b.unsigned::<4, 4>(out, 16 * i + g, q, scale, shifted(Dtype::IQ1_M, scale));
+        unrolled!(n in [0 1 2 3 4 5 6 7] {
+            let g = 8 * h + n;
+            let upper = b.words(offset_of!(IQ1_M, qh) + g / 4 * 4);
+            let lower = b.words(offset_of!(IQ1_M, qs) + g / 2 * 4);
+            let mut q = [_mm256_setzero_si256(); 4];
+            unrolled!(j in [0 1] {
+                let at = 8 * (n % 4) + 4 * j;
+                let high = _mm256_slli_epi32::<8>(bits(upper, at, 3));
+                let points = eights(&grid::IQ1, _mm256_or_si256(bits(lower, 16 * (n % 2) + 8 * j, 8), high));
+                [q[2 * j], q[2 * j + 1]] = ternary(points, upper, at + 3);
             });
+            let scale = odd(d, bits(scales, 16 * (n / 4) + 3 * (n % 4), 3), 0.125);
+            b.unsigned::<4, 4>(out, 16 * i + g, q, scale, shifted(Dtype::IQ1_M, scale));
         });
     }
 }
