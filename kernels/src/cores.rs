@@ -66,7 +66,7 @@ pub(crate) fn stay_on(cores: &[usize]) {
 
 /// How often the system took a processor away from threads of this process that would have gone on.
 pub(crate) fn interruptions() -> u64 {
-    #[cfg(unix)]
+    #[cfg(all(unix, not(miri)))]
     {
         // SAFETY: the structure is plain numbers, for which zeros are valid.
         let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
@@ -74,7 +74,7 @@ pub(crate) fn interruptions() -> u64 {
         unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut usage) };
         usage.ru_nivcsw as u64
     }
-    #[cfg(not(unix))]
+    #[cfg(not(all(unix, not(miri))))]
     0
 }
 

@@ -159,8 +159,9 @@ fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let tag = &rest[start + 2..start + length];
+        let inside = start + 2;
+        let Some(length) = rest[inside..].find("%}") else { break };
+        let (tag, after) = (&rest[inside..inside + length], inside + length + 2);
         let name = tag.trim_matches(|c: char| c.is_ascii_whitespace() || c == '-' || c == '+');
         out.push_str(&rest[..start]);
         if name == "generation" || name == "endgeneration" {
@@ -172,9 +173,9 @@ fn without_generation_tags(source: &str) -> String {
                 right.unwrap_or_default()
             ));
         } else {
-            out.push_str(&rest[start..start + length + 2]);
+            out.push_str(&rest[start..after]);
         }
-        rest = &rest[start + length + 2..];
+        rest = &rest[after..];
     }
     out.push_str(rest);
     out

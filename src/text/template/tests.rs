@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::ErrorKind;
+use proptest::prelude::*;
 
 fn user(content: &str) -> Message {
     Message { role: Role::User, content: content.into() }
@@ -194,7 +195,9 @@ fn generation_tags_write_nothing() {
 
 #[test]
 fn hostile_templates_end() {
-    assert_eq!(ChatTemplate::new("{% for x in %}").unwrap_err().kind(), ErrorKind::Format);
+    for broken in ["{% for x in %}", "{%}", "{%} {{ 1 }} %}"] {
+        assert_eq!(ChatTemplate::new(broken).unwrap_err().kind(), ErrorKind::Format, "{broken}");
+    }
     let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}";
     let t = ChatTemplate::new(endless).unwrap();
     assert!(t.render(&[user("x")], true, "", "").unwrap_err().to_string().contains("fuel"));
@@ -204,6 +207,26 @@ fn hostile_templates_end() {
     assert!(error.to_string().contains("bytes of output"), "{error}");
     let deep = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}";
     assert!(ChatTemplate::new(deep).unwrap().render(&[user("x")], true, "", "").is_err());
+}
+
+/// What templates are made of, whole and broken.
+const PIECES: &str = "{%¦%}¦{{¦}}¦{¦}¦%¦-¦+¦#¦{#¦#}¦ ¦\n¦é¦'¦\"¦|¦.¦,¦(¦)¦[¦]¦:¦~¦=¦0¦-1¦99999999999¦1e400¦messages¦m¦.content¦generation\
+                      ¦endgeneration¦if ¦endif¦for m in messages¦endfor¦set x = ¦endset¦macro x()¦endmacro¦raw¦endraw¦loop.index0¦not \
+                      ¦is ¦defined¦in ¦trim¦tojson¦indent¦format¦length¦range¦join¦split¦namespace¦strftime_now¦raise_exception\
+                      ¦{% for m in messages %}¦{{ m.content }}¦{%- generation +%}¦{% endgeneration %}¦{{ 'a' }}¦{% if m %}";
+
+fn piece() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(PIECES.split('¦').collect::<Vec<_>>())
+}
+
+proptest! {
+    #[test]
+    fn any_pieces_are_run_or_refused(pieces in prop::collection::vec(piece(), 0..14)) {
+        let text = pieces.concat();
+        if let Ok(template) = ChatTemplate::new(&text) {
+            let _ = template.render(&[user("Qé"), assistant("A")], true, "<s>", "</s>");
+        }
+    }
 }
 
 #[test]
