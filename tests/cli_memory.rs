@@ -127,6 +127,22 @@ fn plans_are_printed_and_kept() {
     assert_eq!(plan(&["--low-memory", "-lm", "repack"]).status.code(), Some(2));
     assert_eq!(plan(&["--image-size", "0x5"]).status.code(), Some(2));
 
+    // Flags of a run are flags of its plan; pictures at hand count as they are.
+    let picture = root("tests/fixtures/media/rgb.png");
+    let picture = picture.to_str().unwrap();
+    let at_hand = |more: &[&str]| {
+        let output = plan(&[&["--image", picture, "--image", picture, "-c", "256", "--json"], more].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let (seen, told) =
+        (at_hand(&["-p", "Hi", "-n", "4", "--temp", "0", "-t", "2"]), at_hand(&["--image-size", "1024x768"]));
+    let stated = plan(&["--images", "2", "--image-size", "24x17", "-c", "256", "--json"]);
+    assert_eq!(seen, serde_json::from_slice::<Value>(&stated.stdout).unwrap());
+    assert!(seen["parts"]["encode_scratch"].as_u64() < told["parts"]["encode_scratch"].as_u64());
+    assert_eq!(plan(&["--image", "no such picture.png"]).status.code(), Some(1));
+    assert_eq!(mmq(&["plan"]).status.code(), Some(2), "the built-in model has no plan");
+
     // A run within the budget says the same as one without.
     let run = |more: &[&str]| {
         let output =

@@ -4,6 +4,15 @@
 //! The scalar kernels are complete and are the specification; each instruction set
 //! overrides entries of the [`Kernels`] table, which is chosen once at run time.
 
+/// A loop that the compiler leaves one: its turns written out would be tens of kilobytes for each type and caller, and are no
+/// faster where looking up points takes most of the time.
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+macro_rules! rolled {
+    ($i:ident in 0..$n:literal $body:block) => {
+        for $i in 0..std::hint::black_box($n) $body
+    };
+}
+
 #[cfg(target_arch = "aarch64")]
 pub mod arm;
 pub mod attention;

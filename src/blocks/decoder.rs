@@ -153,7 +153,7 @@ impl Decoder {
                 return Err(stopped);
             }
             if let Some(n_resident) = cx.n_resident {
-                self.read_ahead(il, n_resident);
+                self.read_ahead(il, n_resident, n_logits > 0);
             }
             // Who collects wants to see every token, also in the last layer.
             let all = il + 1 < self.layers.len() || cx.collector.is_some();
@@ -172,14 +172,24 @@ impl Decoder {
         let mut norm = Vec::new();
         ops::rms_norm(cx, &x[first..], &self.output_norm, s.eps, &mut norm);
         cx.trace(|| "output_norm".into(), &norm);
+        if let Some(n_resident) = cx.n_resident {
+            self.read_ahead(self.layers.len(), n_resident, true);
+        }
         ops::linear(cx, &norm, Norm::None, [(&self.output, &mut *logits)]);
+        if cx.n_resident.is_some() {
+            self.output.weight.give_back();
+        }
         cx.trace(|| "logits".into(), logits);
         Ok(())
     }
 
-    /// Where layers from `n_resident` on stream through memory: tells the system, before layer `il` is at work, to read the
-    /// next that streams. Behind the last comes the first of them again, for the next pass.
-    fn read_ahead(&self, il: usize, n_resident: usize) {
+    /// Where layers from `n_resident` on stream through memory, and `output` behind them if it is `wanted`: tells the system,
+    /// before layer `il` is at work, to read what is next. Behind the last comes the first of them again, for the next pass.
+    fn read_ahead(&self, il: usize, n_resident: usize, wanted: bool) {
+        if il + 1 == self.layers.len() && wanted {
+            self.output.weight.read_ahead();
+            return;
+        }
         let next = if il + 1 < self.layers.len() { il + 1 } else { n_resident };
         if let Some(layer) = self.layers.get(next).filter(|_| next >= n_resident) {
             layer.matrices().for_each(Weight::read_ahead);

@@ -55,7 +55,7 @@ enum Command {
 
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
-    let command = Cli::command().mut_subcommand("run", run::Args::finish);
+    let command = Cli::command().mut_subcommand("run", run::Args::finish).mut_subcommand("plan", plan::Args::finish);
     let result = spell_out(&command, std::env::args_os().collect()).and_then(|spelled| {
         let matches = command.get_matches_from(spelled.arguments);
         start(&matches, spelled.notes)

@@ -1,77 +1,42 @@
 //! `mmq plan`: how much memory a run takes, and what makes it fit a budget, before anything is loaded.
 
-use super::image_tokens::ImageTokensArgs;
-use super::run::{kv_type, load_mode};
-use super::{printed, say};
-use crate::Result;
+use super::{printed, run, say};
 use crate::gguf::Gguf;
-use crate::pipelines::plan::{self, Plan, Planner, Wish, parse_pixels, parse_size};
-use crate::pipelines::{KvType, LoadMode, Precision, find_mmproj};
+use crate::pipelines::find_mmproj;
+use crate::pipelines::plan::{self, Plan, Planner, parse_pixels, parse_size};
+use crate::{Result, bail};
 use std::io::Write;
-use std::path::PathBuf;
 
-/// Tells how much memory `mmq run` takes with the same flags, phase by phase, before anything is loaded.
+/// The flags of `mmq run`, and what stands for pictures that are not at hand.
 #[derive(clap::Args)]
+#[group(skip)]
 #[command(args_override_self = true)]
-#[command(
-    after_help = "With --budget it chooses what is not given: context, batch, types of keys and values, image tokens, and
-whether layers stream through memory. `mmq run --budget` runs what `mmq plan --budget` prints.
-Memory is what the process has resident at most, mapped weights included, when the context is full."
-)]
 pub struct Args {
-    /// Text model, a GGUF file
-    #[arg(short, long, value_name = "FILE")]
-    model: PathBuf,
-
-    /// Vision encoder and projector, a GGUF file [-mm] [default: mmproj*.gguf beside the model]
-    #[arg(long, value_name = "FILE")]
-    mmproj: Option<PathBuf>,
-
-    /// Leave the vision encoder out
-    #[arg(long)]
-    no_mmproj: bool,
-
     #[command(flatten)]
-    memory: MemoryArgs,
+    run: run::Args,
 
-    /// Most tokens in the context; 0: as many as the model was trained with
-    #[arg(short, long, value_name = "N")]
-    ctx_size: Option<u32>,
+    /// Pictures of a conversation [default: those of --image, or one]
+    #[arg(long, value_name = "N", help_heading = "Pictures")]
+    images: Option<usize>,
 
-    /// Most tokens that go through the model at once [-ub]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
-    ubatch_size: Option<u32>,
+    /// Pixels of a picture [default: those of --image, or 1024x768]
+    #[arg(long, value_name = "WxH", value_parser = parse_pixels, help_heading = "Pictures")]
+    image_size: Option<(usize, usize)>,
+}
 
-    /// How weights come into memory: mmap, repack or auto (mmap) [-lm]
-    #[arg(long, value_name = "MODE", value_parser = load_mode)]
-    load_mode: Option<(LoadMode, bool)>,
-
-    /// Type of the stored keys: f16, f32, q8_0 or q4_0 [-ctk]
-    #[arg(long, value_name = "TYPE", value_parser = kv_type)]
-    cache_type_k: Option<KvType>,
-
-    /// Type of the stored values: f16, f32, q8_0 or q4_0 [-ctv]
-    #[arg(long, value_name = "TYPE", value_parser = kv_type)]
-    cache_type_v: Option<KvType>,
-
-    /// Precision of the vision encoder: f32, int8 or auto
-    #[arg(long, value_name = "TYPE", default_value = "auto")]
-    vision_precision: Precision,
-
-    #[command(flatten)]
-    image_tokens: ImageTokensArgs,
-
-    /// Pictures of a conversation
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    images: usize,
-
-    /// Pixels of a picture
-    #[arg(long, value_name = "WxH", default_value = "1024x768", value_parser = parse_pixels)]
-    image_size: (usize, usize),
-
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
+impl Args {
+    /// The command as `mmq run` has it, told in other words.
+    pub fn finish(command: clap::Command) -> clap::Command {
+        run::Args::finish(command)
+            .about("Tells how much memory `mmq run` takes with the same flags, before anything is loaded")
+            .after_help(
+                "With --budget it chooses what is not given: context, batch, types of keys and values, image tokens, and
+whether layers stream through memory. `mmq run --budget` runs what `mmq plan --budget` prints.
+Memory is what the process has resident at most, mapped weights included, when the context is full.
+Prompts, sampling and what is written change nothing, and need not be given.",
+            )
+            .mut_arg("json", |arg| arg.help("Print one JSON object"))
+    }
 }
 
 /// How much memory a run may take.
@@ -89,31 +54,25 @@ pub struct MemoryArgs {
 /// Runs the command.
 pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     notes.iter().for_each(|text| say(&format!("note: {text}")));
-    let text = Gguf::open(&args.model)?;
-    let found = match &args.mmproj {
-        _ if args.no_mmproj => None,
-        Some(path) => Some(path.clone()),
-        None => find_mmproj(&args.model)?,
+    let Some(model) = &args.run.model else {
+        bail!(Usage, "a plan is for a model file: give one with -m");
     };
-    if let (None, Some(path)) = (&args.mmproj, &found) {
+    let text = Gguf::open(model)?;
+    let found = match &args.run.mmproj {
+        _ if args.run.no_mmproj => None,
+        Some(path) => Some(path.clone()),
+        None => find_mmproj(model)?,
+    };
+    if let (None, Some(path)) = (&args.run.mmproj, &found) {
         say(&format!("note: with {}", path.display()));
     }
     let mmproj = found.map(Gguf::open).transpose()?;
-    let wish = Wish {
-        n_ctx: args.ctx_size.map(|n| n as usize),
-        n_ubatch: args.ubatch_size.map(|n| n as usize),
-        type_k: args.cache_type_k,
-        type_v: args.cache_type_v,
-        load_mode: args.load_mode.map(|mode| mode.0),
-        low_memory: args.memory.low_memory,
-        image_tokens: args.image_tokens.get(),
-        vision_precision: args.vision_precision,
-        image_size: args.image_size,
-        n_images: args.images,
-        ..Wish::new(args.memory.budget)
-    };
+    let sources = run::image_sources(&args.run.image)?;
+    let mut wish = args.run.wish(&sources)?;
+    wish.n_images = args.images.unwrap_or(sources.len().max(1));
+    wish.image_size = args.image_size.unwrap_or(wish.image_size);
     let plan = Planner::new(&text, mmproj.as_ref())?.plan(&wish)?;
-    let text = match args.json {
+    let text = match args.run.json {
         true => format!("{:#}\n", serde_json::to_value(&plan).expect("a plan is plain data")),
         false => table(&plan),
     };

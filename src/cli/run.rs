@@ -36,19 +36,19 @@ MMQ_ARG_TEMPERATURE and so on stand for flags; else LLAMA_ARG_MODEL and so on.")
 pub struct Args {
     /// Text model, a GGUF file [default: the built-in model]
     #[arg(short, long, value_name = "FILE", help_heading = "Model")]
-    model: Option<PathBuf>,
+    pub(super) model: Option<PathBuf>,
 
     /// Vision encoder and projector, a GGUF file [-mm] [default: mmproj*.gguf beside the model]
     #[arg(long, value_name = "FILE", help_heading = "Model")]
-    mmproj: Option<PathBuf>,
+    pub(super) mmproj: Option<PathBuf>,
 
     /// Leave the vision encoder out
     #[arg(long, help_heading = "Model")]
-    no_mmproj: bool,
+    pub(super) no_mmproj: bool,
 
     /// Picture: a path, - for standard input, or a data: URL; may be repeated, paths also separated by commas
     #[arg(long, value_name = "FILE", help_heading = "Pictures", allow_hyphen_values = true)]
-    image: Vec<String>,
+    pub(super) image: Vec<String>,
 
     /// Prompt; <image> or <__media__> places a picture, otherwise pictures come first
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Prompt")]
@@ -159,7 +159,7 @@ pub struct Args {
 
     /// Print one JSON object with the answer, token counts and timings
     #[arg(long, help_heading = "Output")]
-    json: bool,
+    pub(super) json: bool,
 
     /// Print the answer alone
     #[arg(short, long, help_heading = "Output")]
@@ -192,6 +192,34 @@ const ENVIRONMENT: &[(&str, &str, &str)] = &[
 ];
 
 impl Args {
+    /// What the run with these pictures is to be, for the planner.
+    pub(super) fn wish(&self, sources: &[String]) -> Result<Wish> {
+        let mut wish = Wish {
+            n_ctx: Some(self.ctx_size as usize).filter(|n| *n > 0),
+            n_ubatch: self.ubatch_size.map(|n| n.min(self.batch_size) as usize),
+            type_k: self.cache_type_k,
+            type_v: self.cache_type_v,
+            load_mode: Some(self.load_mode.0).filter(|mode| *mode != LoadMode::Auto),
+            low_memory: self.memory.low_memory,
+            image_tokens: self.image_tokens.get(),
+            vision_precision: self.vision_precision,
+            n_images: sources.len(),
+            ..Wish::new(self.memory.budget)
+        };
+        let mut sizes = Vec::new();
+        for source in sources {
+            sizes.extend(media::decode::size(source, &self.decode())?);
+        }
+        if let Some(largest) = sizes.into_iter().max_by_key(|(width, height)| width * height) {
+            wish.image_size = largest;
+        }
+        Ok(wish)
+    }
+
+    fn decode(&self) -> DecodeOptions {
+        DecodeOptions { background: self.background, ..DecodeOptions::default() }
+    }
+
     /// What the derived command lacks: variables of the environment, and negative numbers as values of every flag.
     pub fn finish(command: clap::Command) -> clap::Command {
         let given = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
@@ -265,7 +293,7 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
 
     let start = Instant::now();
     let files = files(args, &note)?;
-    let plan = plan(args, files.as_ref(), sources.len(), &note)?;
+    let plan = plan(args, files.as_ref(), &sources, &note)?;
     let sampler = args.sampling.params()?;
     let n_ubatch = args.ubatch_size.unwrap_or(512).min(args.batch_size) as usize;
     let options = SessionOptions {
@@ -293,7 +321,7 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
     args.keep.restore(&mut session, &options.sampler)?;
 
     let started = Instant::now();
-    let decode = DecodeOptions { background: args.background, ..DecodeOptions::default() };
+    let decode = args.decode();
     let mut images = Vec::new();
     // Answers point at the last picture.
     let mut shown = None;
@@ -445,7 +473,7 @@ fn files(args: &Args, note: &dyn Fn(&str)) -> Result<Option<(PathBuf, Option<Pat
 fn plan(
     args: &Args,
     files: Option<&(PathBuf, Option<PathBuf>)>,
-    n_images: usize,
+    sources: &[String],
     note: &dyn Fn(&str),
 ) -> Result<Option<Plan>> {
     if args.memory.budget.is_none() && !args.memory.low_memory {
@@ -455,19 +483,7 @@ fn plan(
         bail!(Usage, "--budget and --low-memory are for model files: give one with -m");
     };
     let (text, mmproj) = (Gguf::open(model)?, mmproj.as_ref().map(Gguf::open).transpose()?);
-    let wish = Wish {
-        n_ctx: Some(args.ctx_size as usize).filter(|n| *n > 0),
-        n_ubatch: args.ubatch_size.map(|n| n.min(args.batch_size) as usize),
-        type_k: args.cache_type_k,
-        type_v: args.cache_type_v,
-        load_mode: Some(args.load_mode.0).filter(|mode| *mode != LoadMode::Auto),
-        low_memory: args.memory.low_memory,
-        image_tokens: args.image_tokens.get(),
-        vision_precision: args.vision_precision,
-        n_images,
-        ..Wish::new(args.memory.budget)
-    };
-    let plan = Planner::new(&text, mmproj.as_ref())?.plan(&wish)?;
+    let plan = Planner::new(&text, mmproj.as_ref())?.plan(&args.wish(sources)?)?;
     note(&format!("{} at most, with {}", plan::size(plan.peak), flags(&plan)));
     Ok(Some(plan))
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the C library, static and shared, and installs it: src/ffi/build.sh PREFIX [CARGO ARGUMENTS]
-#   MMQ_FEATURES=ffi,nano  puts the built-in model into it
+#   MMQ_FEATURES=ffi,nano,tiff  puts the built-in model into it, and pictures in TIFF
 #   MMQ_TARGET=TRIPLE      builds for another system; cargo's usual variables name its linker
 set -euo pipefail
 (($#)) || { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
@@ -25,6 +25,8 @@ case $target in
 esac
 # Where the linker is LLVM's: functions of the same code become one.
 case $target in x86_64-unknown-linux-gnu | *-android*) link+=(-C "link-arg=-Wl,--icf=all") ;; esac
+# Android's own linker reads packed relocations, from API 23 on.
+case $target in *-android*) link+=(-C "link-arg=-Wl,--pack-dyn-relocs=android") ;; esac
 
 cargo rustc --lib --crate-type staticlib,cdylib --profile library --target "$target" \
     --no-default-features --features "${MMQ_FEATURES:-ffi}" "$@" -- "${link[@]}"

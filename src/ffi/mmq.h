@@ -85,8 +85,9 @@ typedef struct mmq_option {
  * cancelled, it stays so: make a task for each thing that a user may stop. */
 typedef struct mmq_task mmq_task;
 
-enum { MMQ_LOAD = 1, MMQ_ENCODE = 2, MMQ_PREFILL = 3 }; /* phases, in the order in which a call comes to them */
-enum { MMQ_INFO = 1, MMQ_WARNING = 2 };                 /* levels */
+/* Phases, in the order in which a call comes to them. */
+enum { MMQ_LOAD = 1, MMQ_ENCODE = 2, MMQ_PREFILL = 3, MMQ_SAVE = 4, MMQ_RESTORE = 5 };
+enum { MMQ_INFO = 1, MMQ_WARNING = 2 }; /* levels */
 
 /* `done` goes from 0 to 1 within a phase and never back. */
 typedef void (*mmq_progress_fn)(void *user, int32_t phase, float done);
@@ -183,8 +184,8 @@ typedef struct mmq_image mmq_image;
 
 enum { MMQ_RGB = 1, MMQ_RGBA = 2, MMQ_BGRA = 3 }; /* 8 bits a channel in this order; alpha not premultiplied */
 
-/* Decodes a JPEG, PNG, WebP, GIF, BMP or TIFF, turned upright; transparent pixels are laid over white. If it is cancelled, a
- * thread of the library may finish decoding a copy of `data` in the background. */
+/* Decodes a JPEG, PNG, WebP, GIF, BMP, or TIFF where that is built in, turned upright; transparent pixels are laid over white.
+ * If it is cancelled, a thread of the library may finish decoding a copy of `data` in the background. */
 mmq_status mmq_image_decode(const void *data, size_t size, const mmq_task *task, mmq_image **image, mmq_error **error);
 /* Copies pixels: `height` rows from the top, each `stride` bytes behind the one before (0: without a gap). */
 mmq_status mmq_image_raw(const void *pixels, size_t width, size_t height, size_t stride, int32_t format,
@@ -256,9 +257,10 @@ mmq_status mmq_session_truncate(mmq_session *session, size_t n_messages, mmq_err
 /* Frees buffers that can be had again. */
 mmq_status mmq_session_trim(mmq_session *session, mmq_error **error);
 /* Keeps what the session has read in a file, pictures included, and takes it up again, with the same model: when the same
- * messages are added, what the file holds is not read again. A damaged file, or another model's, is an error. */
-mmq_status mmq_session_save(mmq_session *session, const char *path, mmq_error **error);
-mmq_status mmq_session_restore(mmq_session *session, const char *path, mmq_error **error);
+ * messages are added, what the file holds is not read again. A damaged file, or another model's, is an error. Long sessions
+ * take a gigabyte: a stopped save leaves the file, a stopped restore the session as it was. */
+mmq_status mmq_session_save(mmq_session *session, const char *path, const mmq_task *task, mmq_error **error);
+mmq_status mmq_session_restore(mmq_session *session, const char *path, const mmq_task *task, mmq_error **error);
 /* Keys: n_ctx, n_messages, n_past (positions in use), seed; of the last answer n_read (tokens that had to be read) and
  * n_answer (tokens made). */
 mmq_status mmq_session_get(mmq_session *session, const char *key, int64_t *value, mmq_error **error);

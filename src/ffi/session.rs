@@ -6,7 +6,7 @@ use super::engine::{mmq_engine, whole};
 use super::error::{mmq_error, mmq_status};
 use super::image::{mmq_embedding, mmq_image};
 use super::options::{self, mmq_option};
-use super::task::{Task, mmq_task};
+use super::task::{Phase, Task, mmq_task};
 use crate::pipelines::{Cancel, Finish, Session};
 use std::ffi::{c_char, c_void};
 use std::ops::ControlFlow;
@@ -278,13 +278,18 @@ pub unsafe extern "C" fn mmq_session_trim(session: *mut mmq_session, error: *mut
 pub unsafe extern "C" fn mmq_session_save(
     session: *mut mmq_session,
     path: *const c_char,
+    task: *const mmq_task,
     error: *mut *mut mmq_error,
 ) -> mmq_status {
     // SAFETY: the caller's pointers, as `mmq.h` says.
     unsafe {
         edge::run(error, || {
             let (session, path) = (edge::object("session", session)?, edge::text("path", path)?);
-            session.with(|chat| Ok(chat.session.save(path.as_ref())?))
+            let task = Task::of(task)?;
+            session.with(|chat| {
+                let mut show = task.progress(Phase::Save);
+                Ok(task.cancel.guard(|| chat.session.save_watched(path.as_ref(), &mut show))?)
+            })
         })
     }
 }
@@ -297,13 +302,18 @@ pub unsafe extern "C" fn mmq_session_save(
 pub unsafe extern "C" fn mmq_session_restore(
     session: *mut mmq_session,
     path: *const c_char,
+    task: *const mmq_task,
     error: *mut *mut mmq_error,
 ) -> mmq_status {
     // SAFETY: the caller's pointers, as `mmq.h` says.
     unsafe {
         edge::run(error, || {
             let (session, path) = (edge::object("session", session)?, edge::text("path", path)?);
-            session.with(|chat| Ok(chat.session.restore(path.as_ref())?))
+            let task = Task::of(task)?;
+            session.with(|chat| {
+                let mut show = task.progress(Phase::Restore);
+                Ok(task.cancel.guard(|| chat.session.restore_watched(path.as_ref(), &mut show))?)
+            })
         })
     }
 }

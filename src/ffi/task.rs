@@ -20,6 +20,8 @@ pub(super) enum Phase {
     Load = 1,
     Encode = 2,
     Prefill = 3,
+    Save = 4,
+    Restore = 5,
 }
 
 /// How much a message matters.

@@ -633,6 +633,68 @@ fn what_is_cancelled_beforehand_does_nothing() {
 }
 
 #[test]
+fn sessions_are_kept_and_taken_up() {
+    struct Watched {
+        seen: Vec<(i32, f32)>,
+        /// What is stopped at the first report; null: nothing.
+        stop: *const mmq_task,
+    }
+    unsafe extern "C" fn see(user: *mut c_void, phase: i32, done: f32) {
+        // SAFETY: what the test holds.
+        unsafe {
+            let watched = &mut *user.cast::<Watched>();
+            watched.seen.push((phase, done));
+            mmq_task_cancel(watched.stop);
+        }
+    }
+    let engine = engine();
+    let (first, second) = (session(&engine, &[]), session(&engine, &[]));
+    add_text(&first, USER, "Describe the picture.");
+    // SAFETY: as above.
+    succeed(|e| unsafe { mmq_session_prefill(first.0, null(), e) });
+    let n_past = get(&first, "n_past");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kept");
+    let name = c(path.to_str().unwrap());
+    // Stopped at the first report, each leaves everything as it was; then each goes through.
+    for stops in [true, false] {
+        for phase in [4, 5] {
+            if phase == 5 && stops {
+                // SAFETY: as above.
+                succeed(|e| unsafe { mmq_session_save(first.0, name.as_ptr(), null(), e) });
+            }
+            let mut watched = Watched { seen: Vec::new(), stop: null() };
+            let user: *mut c_void = (&raw mut watched).cast();
+            let task = Owned(mmq_task_new(Some(see), None, user), mmq_task_free);
+            if stops {
+                // SAFETY: what `see` reads, while no call runs.
+                unsafe { (*user.cast::<Watched>()).stop = task.0 };
+            }
+            // SAFETY: as above.
+            let (status, message) = outcome(|e| unsafe {
+                match phase {
+                    4 => mmq_session_save(first.0, name.as_ptr(), task.0, e),
+                    _ => mmq_session_restore(second.0, name.as_ptr(), task.0, e),
+                }
+            });
+            assert_eq!(status, if stops { CANCELLED } else { OK }, "{message}");
+            let whole = !stops;
+            assert_eq!(watched.seen.last() == Some(&(phase, 1.0)), whole, "{:?}", watched.seen);
+            assert_eq!(watched.seen.len() == 1, stops, "{:?}", watched.seen);
+            if phase == 4 {
+                assert_eq!(path.exists(), whole);
+            } else {
+                assert_eq!(get(&second, "n_past"), if whole { n_past } else { 0 });
+            }
+            if stops && phase == 5 {
+                std::fs::remove_file(&path).unwrap();
+            }
+        }
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left behind");
+}
+
+#[test]
 fn the_log_tells_what_happens() {
     unsafe extern "C" fn log(user: *mut c_void, level: i32, message: *const c_char) {
         // SAFETY: the list of the test.

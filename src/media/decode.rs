@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{Cursor, Read};
+use std::io::{BufReader, Cursor, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use base64::Engine as _;
@@ -20,7 +20,8 @@ use crate::error::{Error, ErrorKind, Result, bail};
 use crate::media::Image;
 
 /// The formats that [`decode`] reads, for messages.
-pub const FORMATS: &str = "JPEG, PNG, WebP, GIF, BMP and TIFF";
+pub const FORMATS: &str =
+    if cfg!(feature = "tiff") { "JPEG, PNG, WebP, GIF, BMP and TIFF" } else { "JPEG, PNG, WebP, GIF and BMP" };
 
 /// Longest side of a picture: beyond it, the tables of a resize would outgrow the picture.
 const MAX_SIDE: u32 = 1 << 20;
@@ -73,12 +74,38 @@ pub fn load(source: &str, options: &DecodeOptions) -> Result<Image> {
         let data = read_capped("standard input", std::io::stdin().lock(), options)?;
         return decode("standard input", &data, options);
     }
-    if source.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:")) {
+    if is_data_url(source) {
         return load_data_url(&source[5..], options);
     }
     let file = File::open(source).map_err(|error| Error::io(source, &error))?;
     let data = read_capped(source, file, options)?;
     decode(source, &data, options)
+}
+
+/// Width and height of what [`load`] would read, mostly from the head of the file. `None` if only decoding tells, or it can be
+/// read just once.
+///
+/// # Errors
+/// The path cannot be opened; a `data:` URL holds no picture.
+pub fn size(source: &str, options: &DecodeOptions) -> Result<Option<(usize, usize)>> {
+    if source == "-" {
+        return Ok(None);
+    }
+    if is_data_url(source) {
+        return load(source, options).map(|image| Some((image.width, image.height)));
+    }
+    let file = File::open(source).map_err(|error| Error::io(source, &error))?;
+    if !file.metadata().is_ok_and(|about| about.is_file()) {
+        return Ok(None);
+    }
+    let head = || ImageReader::new(BufReader::new(file)).with_guessed_format().ok()?.into_dimensions().ok();
+    // What is wrong with the picture is told by who decodes it.
+    let size = catch_unwind(AssertUnwindSafe(head)).unwrap_or(None);
+    Ok(size.map(|(width, height)| (width as usize, height as usize)))
+}
+
+fn is_data_url(source: &str) -> bool {
+    source.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
 }
 
 /// A colour from `#rrggbb`, `rrggbb` or one of `white`, `black`, `grey`; `Usage` for anything else.
@@ -164,8 +191,10 @@ fn unescape<'a>(name: &str, text: &'a str) -> Result<Cow<'a, [u8]>> {
 /// The format by content; the names of common others are known, to say so.
 fn format_of(name: &str, data: &[u8]) -> Result<ImageFormat> {
     use ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
-    if let Ok(format @ (Jpeg | Png | WebP | Gif | Bmp | Tiff)) = image::guess_format(data) {
-        return Ok(format);
+    match image::guess_format(data) {
+        Ok(format @ (Jpeg | Png | WebP | Gif | Bmp)) => return Ok(format),
+        Ok(Tiff) if cfg!(feature = "tiff") => return Ok(Tiff),
+        _ => {}
     }
     match foreign(data) {
         Some(other) => bail!(Unsupported, "{name}: {other} is not supported; {FORMATS} are"),
@@ -183,7 +212,7 @@ fn foreign(data: &[u8]) -> Option<&'static str> {
             _ => "video (MP4 or QuickTime)",
         });
     }
-    const MAGIC: [(&[u8], &str); 17] = [
+    const MAGIC: [(&[u8], &str); 19] = [
         (b"%PDF", "PDF"),
         (b"\0\0\0\x0cJXL ", "JPEG XL"),
         (b"\xff\x0a", "JPEG XL"),
@@ -195,6 +224,8 @@ fn foreign(data: &[u8]) -> Option<&'static str> {
         (b"#?RADIANCE", "Radiance HDR"),
         (b"\x76\x2f\x31\x01", "OpenEXR"),
         (b"qoif", "QOI"),
+        (b"II*\0", "TIFF"),
+        (b"MM\0*", "TIFF"),
         (b"II+\0", "BigTIFF"),
         (b"MM\0+", "BigTIFF"),
         (b"\x1a\x45\xdf\xa3", "video (Matroska or WebM)"),

@@ -161,6 +161,8 @@ pub struct Planner {
     vision_weights: Weights,
     /// Bytes of each layer's matrices.
     layers: Vec<u64>,
+    /// Bytes of the matrix behind them, which makes logits.
+    output: u64,
     /// Tokens of the vocabulary and rules of merging.
     n_tokens: u64,
     /// Metadata: mapped when they are read.
@@ -253,6 +255,7 @@ impl Planner {
                 layers[il] += t.n_bytes as u64;
             }
         }
+        let output = text.tensor("output.weight").or(text.tensor("token_embd.weight")).map_or(0, |t| t.n_bytes as u64);
         let meta = text.metadata();
         let n_strings = |key: &str| meta.strings(key).ok().flatten().map_or(0, |s| s.len() as u64);
         let n_tokens = n_strings("tokenizer.ggml.tokens") + n_strings("tokenizer.ggml.merges");
@@ -265,6 +268,7 @@ impl Planner {
             text_weights: Weights::of(text, Part::Text)?,
             vision_weights: vision_file.map(|gguf| Weights::of(gguf, Part::Vision)).transpose()?.unwrap_or_default(),
             layers,
+            output,
             n_tokens,
             heads: head(text) + mmproj.map_or(0, head),
         })
@@ -427,17 +431,18 @@ impl Planner {
         self.n_tokens * TOKEN_LOADING + text.max(vision).min(WINDOW)
     }
 
-    /// Lets as many layers stream as must: two are in memory then, the one at work and the next.
+    /// Lets as many layers stream as must, and the matrix behind them. One of these is in memory then, that at work: what is
+    /// read ahead is the system's until it is touched.
     fn stream(&self, plan: &mut Plan, budget: Option<u64>) {
-        let all: u64 = self.layers.iter().sum();
-        let two = 2 * self.layers.iter().copied().max().unwrap_or(0);
+        let all = self.layers.iter().sum::<u64>() + self.output;
+        let at_work = self.layers.iter().copied().max().unwrap_or(0).max(self.output) + FAULT;
         let rest = phases(
             &Parts { text_mapped: plan.parts.text_mapped.saturating_sub(all), ..plan.parts },
             plan.release_vision,
             0,
         );
         let rest = rest.iter().map(|phase| phase.n_bytes).max().unwrap_or(0);
-        let room = budget.map_or(0, |budget| budget.saturating_sub(rest + two));
+        let room = budget.map_or(0, |budget| budget.saturating_sub(rest + at_work));
         let mut kept = 0;
         let mut n_kept = 0;
         for layer in &self.layers {
@@ -447,9 +452,9 @@ impl Planner {
             kept += layer;
             n_kept += 1;
         }
-        if n_kept + 2 < self.layers.len() {
+        if n_kept < self.layers.len() {
             plan.resident_layers = Some(n_kept);
-            plan.parts.text_mapped = plan.parts.text_mapped.saturating_sub(all) + kept + two;
+            plan.parts.text_mapped = plan.parts.text_mapped.saturating_sub(all) + kept + at_work;
         }
     }
 

@@ -6,6 +6,7 @@ use super::prompt::{EncodedImage, ImageHeader, ImageId, Slot};
 use super::sealed::{self, Format, Source, hex};
 use super::session::Session;
 use crate::media::View;
+use crate::tensor::free_if_stopped;
 use crate::text::SamplerState;
 use crate::{Result, bail};
 use serde::{Deserialize, Serialize};
@@ -155,6 +156,14 @@ impl Session {
     /// # Errors
     /// A file that cannot be written; `path` is as it was then.
     pub fn save(&self, path: &Path) -> Result<()> {
+        self.save_watched(path, &mut |_| ())
+    }
+
+    /// [`Session::save`], which tells `progress` which part is written.
+    ///
+    /// # Errors
+    /// As [`Session::save`].
+    pub fn save_watched(&self, path: &Path, progress: &mut dyn FnMut(f32)) -> Result<()> {
         let engine = self.engine();
         let used = |image: &&Arc<EncodedImage>| {
             self.timeline.iter().any(|slot| matches!(slot, Slot::Image { id, .. } if *id == image.id()))
@@ -175,10 +184,17 @@ impl Session {
             has_logits: !self.logits.is_empty(),
             sampler: self.sampler.state(),
         };
+        let n_pieces = 2 * header.cache.n_layer;
         sealed::write(path, &FORMAT, &header, |sink| {
             sink.put_floats(&self.logits)?;
             images.iter().try_for_each(|image| sink.put_floats(&image.rows))?;
-            self.cache.write(&mut |bytes| sink.put(bytes))
+            let mut n_done = 0;
+            self.cache.write(&mut |bytes| {
+                sink.put(bytes)?;
+                n_done += 1;
+                progress(n_done as f32 / n_pieces as f32);
+                Ok(())
+            })
         })
     }
 
@@ -190,8 +206,16 @@ impl Session {
     /// A file that cannot be read, is damaged, was written by another version, or belongs to another model or to a session
     /// that stores keys or values in another way; a context that is too small. The session is as it was then.
     pub fn restore(&mut self, path: &Path) -> Result<()> {
+        self.restore_watched(path, &mut |_| ())
+    }
+
+    /// [`Session::restore`], which tells `progress` which part is read.
+    ///
+    /// # Errors
+    /// As [`Session::restore`].
+    pub fn restore_watched(&mut self, path: &Path, progress: &mut dyn FnMut(f32)) -> Result<()> {
         let (mut data, n_bytes) = sealed::open(path)?;
-        self.restore_from(&path.display().to_string(), &mut data, n_bytes)
+        self.read_from(&path.display().to_string(), &mut data, n_bytes, progress)
     }
 
     /// [`Session::restore`] from `n_bytes` that `data` yields; `name` stands for them in messages.
@@ -199,6 +223,16 @@ impl Session {
     /// # Errors
     /// As [`Session::restore`].
     pub fn restore_from(&mut self, name: &str, data: &mut dyn Read, n_bytes: u64) -> Result<()> {
+        self.read_from(name, data, n_bytes, &mut |_| ())
+    }
+
+    fn read_from(
+        &mut self,
+        name: &str,
+        data: &mut dyn Read,
+        n_bytes: u64,
+        progress: &mut dyn FnMut(f32),
+    ) -> Result<()> {
         let (header, mut source) = Source::open::<Header>(name, &FORMAT, data, n_bytes)?;
         let engine = self.engine().clone();
         header.check(name, &engine, &self.stored(), self.n_ctx())?;
@@ -219,7 +253,17 @@ impl Session {
         let (.., types) = self.cache.shape();
         let mut cache = engine.text.new_cache(self.n_ctx(), types)?;
         cache.restretch(header.cache.stretch);
-        cache.read(header.n_past, &mut |out| source.take(out))?;
+        let (n_pieces, mut n_done) = (2 * header.cache.n_layer, 0);
+        let read = cache.read(header.n_past, &mut |out| {
+            source.take(out)?;
+            n_done += 1;
+            progress(n_done as f32 / n_pieces as f32);
+            Ok(())
+        });
+        if let Err(error) = read {
+            free_if_stopped(cache);
+            return Err(error);
+        }
         source.finish()?;
 
         let tokens = timeline.iter().filter_map(|slot| if let Slot::Token(token) = slot { Some(*token) } else { None });

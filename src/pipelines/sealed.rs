@@ -8,13 +8,15 @@
 //! not damaged; nothing in it can make the reader allocate more than a small multiple of its size.
 
 use crate::gguf::replace;
-use crate::{Error, Result, bail};
+use crate::{Error, Result, bail, unless_stopped};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
 use std::path::Path;
 
+/// Bytes between two looks at who wants to stop.
+const PIECE: usize = 1 << 20;
 const CHECKSUM: usize = 32;
 /// What comes in front of the header.
 const FRONT: usize = 16;
@@ -40,8 +42,12 @@ pub(super) struct Sink<'a> {
 
 impl Sink<'_> {
     pub fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.hasher.update(bytes);
-        self.out.write_all(bytes).map_err(|e| Error::io(self.name, &e))
+        for bytes in bytes.chunks(PIECE) {
+            unless_stopped()?;
+            self.hasher.update(bytes);
+            self.out.write_all(bytes).map_err(|e| Error::io(self.name, &e))?;
+        }
+        Ok(())
     }
 
     pub fn put_floats(&mut self, x: &[f32]) -> Result<()> {
@@ -138,9 +144,12 @@ impl<'a> Source<'a> {
         if out.len() as u64 > self.left {
             bail!(Format, "{}: damaged: this {} is cut short", self.name, self.what);
         }
-        self.data.read_exact(out).map_err(|e| Error::io(&self.name, &e))?;
-        self.left -= out.len() as u64;
-        self.hasher.update(&*out);
+        for out in out.chunks_mut(PIECE) {
+            unless_stopped()?;
+            self.data.read_exact(out).map_err(|e| Error::io(&self.name, &e))?;
+            self.left -= out.len() as u64;
+            self.hasher.update(&*out);
+        }
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 mod prepare;
 
 pub use prepare::Prepare;
+pub(crate) use prepare::free_if_stopped;
 
 use crate::gguf::{Bytes, Gguf, TensorInfo};
 use crate::{Dtype, Error, Result, bail};

@@ -28,13 +28,17 @@ pub struct Prepare<'a> {
 struct Made(RefCell<Vec<Bytes>>);
 
 impl Drop for Made {
-    /// Gigabytes take the system tens of milliseconds to take back: who has stopped the work does not wait for it.
+    /// Gigabytes take the system a tenth of a second to take back: who has stopped the work does not wait for it.
     fn drop(&mut self) {
-        if stopped() {
-            let made = self.0.take();
-            // Where no thread is to be had they are given back here.
-            let _ = std::thread::Builder::new().name("mmq-free".into()).spawn(move || drop(made));
-        }
+        free_if_stopped(self.0.take());
+    }
+}
+
+/// Drops what may hold gigabytes, on a thread of its own if somebody waits for this one to stop.
+pub(crate) fn free_if_stopped(held: impl Send + 'static) {
+    if stopped() {
+        // Where no thread is to be had it is dropped here.
+        let _ = std::thread::Builder::new().name("mmq-free".into()).spawn(move || drop(held));
     }
 }
 

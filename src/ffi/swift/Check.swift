@@ -63,9 +63,9 @@ struct Check {
         try first.add(.user, image)
         try first.add(.user, "Describe the picture.")
         try await first.prefill()
-        try first.save(to: kept)
+        try await first.save(to: kept)
         let second = try Session(engine, options: plan.session)
-        try second.restore(from: kept)
+        try await second.restore(from: kept)
         try expect(second.value("n_past") == first.value("n_past") && first.value("n_past") > 0, "not restored")
         try FileManager.default.removeItem(atPath: kept)
     }

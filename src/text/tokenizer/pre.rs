@@ -4,9 +4,11 @@
 //! same. Several in a row: each cuts the pieces that the one before left.
 
 use crate::{Error, ErrorKind, Result, bail};
-use fancy_regex::Regex;
 use mmq_kernels::stopped;
+use regex_automata::hybrid::regex::{Cache, Regex};
+use regex_automata::{Anchored, Input};
 use std::borrow::Cow;
+use std::sync::{Mutex, PoisonError};
 use unicode_normalization::{UnicodeNormalization, is_nfc};
 
 /// What a `pre` name stands for.
@@ -36,10 +38,15 @@ enum Step {
     Words(&'static str),
     /// As `Words`, but a run that ends in a newline stays whole: the pattern took it by `\s*[\r\n]+`.
     Lines(&'static str),
+    /// Every match is a piece, but of a run of white space that has no newline, what is left of it is taken by powers of
+    /// two, 512 at most, and its last character goes to the word that follows.
+    Powers(&'static str),
     /// Groups of three digits, counted from the right.
     DigitGroups,
+    /// Cuts before each group of three digits (`\d`), counted from the right, and nowhere else.
+    Thousands(&'static str),
 }
-use Step::{DigitGroups, Lines, Split, Words};
+use Step::{DigitGroups, Lines, Powers, Split, Thousands, Words};
 
 const GPT2: Step = Words(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+");
 const LLAMA3: Step = Lines(
@@ -216,11 +223,11 @@ const KINDS: &[Kind] = &[
     Kind {
         names: &["kimi-k2"],
         steps: &[Lines(
-            r"[\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2EBEF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}]+|[^\r\n\p{L}\p{N}]?[\p{L}--[\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2EBEF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
+            r"[\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2EBEF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}]+|[^\r\n\p{L}\p{N}]?[\p{L}--[\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2EBEF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}]]+(?:'[sSſ]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
         )],
         flags: 0,
     },
-    Kind { names: &["superbpe"], steps: &[Split(r"\p{N}+"), Split(r"(?=(\d{3})+(?!\d))")], flags: 0 },
+    Kind { names: &["superbpe"], steps: &[Split(r"\p{N}+"), Thousands(r"\d+")], flags: 0 },
     Kind {
         names: &["bailingmoe", "bailingmoe2", "llada-moe"],
         steps: &[Lines(
@@ -266,8 +273,8 @@ const KINDS: &[Kind] = &[
     },
     Kind {
         names: &["jais-2"],
-        steps: &[Split(
-            r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}",
+        steps: &[Powers(
+            r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
         )],
         flags: 0,
     },
@@ -282,7 +289,7 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
 /// A compiled pre-tokenizer.
 pub(super) struct Pre {
     name: String,
-    steps: Vec<(Step, Option<Regex>)>,
+    steps: Vec<(Step, Option<Pattern>)>,
     flags: u8,
 }
 
@@ -293,14 +300,14 @@ impl Pre {
         let Some(kind) = KINDS.iter().find(|k| k.names.contains(&name)) else {
             bail!(Unsupported, "{file}: tokenizer.ggml.pre: unknown pre-tokenizer \"{name}\"");
         };
-        let compile = |&step: &Step| -> Result<(Step, Option<Regex>)> {
+        let compile = |&step: &Step| -> Result<(Step, Option<Pattern>)> {
             let pattern = match step {
-                Split(p) | Words(p) | Lines(p) => p,
+                Split(p) | Words(p) | Lines(p) | Powers(p) | Thousands(p) => p,
                 DigitGroups => return Ok((step, None)),
             };
-            let regex = Regex::new(pattern)
+            let pattern = Pattern::new(pattern)
                 .map_err(|e| Error::new(ErrorKind::Unsupported, format!("{file}: pre-tokenizer \"{name}\": {e}")))?;
-            Ok((step, Some(regex)))
+            Ok((step, Some(pattern)))
         };
         let steps = kind.steps.iter().map(compile).collect::<Result<_>>()?;
         Ok(Pre { name: name.to_owned(), steps, flags: kind.flags })
@@ -342,9 +349,40 @@ impl Pre {
     }
 }
 
+/// A pattern without what only backtracking finds, and the states that it met so far.
+struct Pattern {
+    regex: Regex,
+    cache: Mutex<Cache>,
+}
+
+impl Pattern {
+    fn new(pattern: &str) -> std::result::Result<Pattern, String> {
+        // The causes say what is wrong with the pattern.
+        let regex =
+            Regex::new(pattern).map_err(|e| std::error::Error::source(&e).map_or(e.to_string(), |s| s.to_string()))?;
+        let cache = Mutex::new(regex.create_cache());
+        Ok(Pattern { regex, cache })
+    }
+
+    /// Where the first match from `pos` on begins and ends.
+    fn find(&self, text: &str, pos: usize) -> Option<(usize, usize)> {
+        // States are added to, or all dropped: there are no broken ones that a panic could leave.
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let input = Input::new(text).range(pos..);
+        // Mostly the next word begins where the last one ended, and its beginning need not be looked for.
+        let here = input.clone().anchored(Anchored::Yes);
+        // A search gives up on nothing that is asked for here.
+        if let Ok(Some(m)) = self.regex.forward().try_search_fwd(cache.forward_mut(), &here) {
+            return Some((pos, m.offset()));
+        }
+        let found = self.regex.try_search(&mut cache, &input).ok()??;
+        Some((found.start(), found.end()))
+    }
+}
+
 /// Cuts `text` by the first step and each piece by the rest.
-fn split<'t>(steps: &[(Step, Option<Regex>)], text: &'t str, word: &mut impl FnMut(&'t str)) {
-    let Some(((step, regex), rest)) = steps.split_first() else {
+fn split<'t>(steps: &[(Step, Option<Pattern>)], text: &'t str, word: &mut impl FnMut(&'t str)) {
+    let Some(((step, pattern), rest)) = steps.split_first() else {
         if !text.is_empty() {
             word(text);
         }
@@ -356,35 +394,48 @@ fn split<'t>(steps: &[(Step, Option<Regex>)], text: &'t str, word: &mut impl FnM
             split(rest, &text[from..to], &mut *word);
         }
     };
-    let Some(regex) = regex else {
+    let Some(pattern) = pattern else {
         digit_groups(text, cut);
         return;
     };
     let mut pos = 0;
-    // A pattern that gives up leaves the rest in one piece; those here have nothing to give up on.
-    while !stopped()
-        && let Ok(Some(m)) = regex.find_from_pos(text, pos)
+    while pos < text.len()
+        && !stopped()
+        && let Some((first, mut end)) = pattern.find(text, pos)
     {
-        let mut end = m.end();
-        if !matches!(step, Split(_)) {
-            end = leave_space(text, m.start(), end, matches!(step, Lines(_)));
+        match step {
+            Thousands(_) => {
+                let n = text[first..end].chars().count();
+                for (i, (at, _)) in text[first..end].char_indices().enumerate() {
+                    if (n - i).is_multiple_of(3) {
+                        cut(start, first + at);
+                        start = first + at;
+                    }
+                }
+                pos = end;
+                continue;
+            }
+            Words(_) | Lines(_) => end = leave_space(text, first, end, matches!(step, Lines(_))),
+            Powers(_) => end = power_of_space(text, first, end),
+            Split(_) | DigitGroups => {}
         }
-        cut(start, m.start());
-        cut(m.start(), end);
+        cut(start, first);
+        cut(first, end);
         start = end;
         pos = end;
-        if end == m.start() {
-            // An empty match cuts; go on behind the next character.
-            match text[end..].chars().next() {
-                Some(c) => pos += c.len_utf8(),
-                None => break,
-            }
-        }
-        if pos >= text.len() {
-            break;
-        }
     }
     cut(start, text.len());
+}
+
+/// Where the match `start..end` ends if a run of white space is taken by powers of two.
+fn power_of_space(text: &str, start: usize, end: usize) -> usize {
+    let run = &text[start..end];
+    if run.ends_with(['\r', '\n']) || !run.chars().all(char::is_whitespace) {
+        return end;
+    }
+    let free = run.chars().count() - usize::from(end < text.len());
+    let n = if free < 2 { 1 } else { 1 << free.ilog2().min(9) };
+    run.char_indices().nth(n).map_or(end, |(at, _)| start + at)
 }
 
 /// Where the match `start..end` ends if a run of white space before a word leaves its last character to that word.

@@ -27,7 +27,7 @@ class MmqException(val status: Int, message: String) : Exception(message)
 /** The status of a call whose coroutine was cancelled, which ends as coroutines do. */
 private const val CANCELLED = 8
 
-enum class Phase { LOAD, ENCODE, PREFILL }
+enum class Phase { LOAD, ENCODE, PREFILL, SAVE, RESTORE }
 
 enum class Role(internal val code: Int) { RAW(0), SYSTEM(1), USER(2), ASSISTANT(3) }
 
@@ -142,7 +142,7 @@ class Engine private constructor(pointer: Pointer) : Handle(pointer, C::mmq_engi
 /** A picture. */
 class Image private constructor(pointer: Pointer) : Handle(pointer, C::mmq_image_free) {
     companion object {
-        /** Decodes a JPEG, PNG, WebP, GIF, BMP or TIFF. */
+        /** Decodes a JPEG, PNG, WebP, GIF or BMP. */
         suspend fun decode(file: ByteArray): Image = watched({ _, _ -> }) { task ->
             Image(made { out, error -> C.mmq_image_decode(file, size(file.size), task, out, error) })
         }
@@ -188,10 +188,12 @@ class Session internal constructor(pointer: Pointer) : Handle(pointer, C::mmq_se
     fun truncate(n: Int) = check { C.mmq_session_truncate(pointer, size(n), it) }
 
     /** Keeps what the session has read in a file, pictures included. */
-    fun save(path: String) = check { C.mmq_session_save(pointer, path, it) }
+    suspend fun save(path: String, progress: Progress = { _, _ -> }) =
+        watched(progress) { task -> check { C.mmq_session_save(pointer, path, task, it) } }
 
     /** Takes up what [save] has kept, with the same model. */
-    fun restore(path: String) = check { C.mmq_session_restore(pointer, path, it) }
+    suspend fun restore(path: String, progress: Progress = { _, _ -> }) =
+        watched(progress) { task -> check { C.mmq_session_restore(pointer, path, task, it) } }
 
     /** `n_past`, `n_ctx`, `n_read` and so on: see `mmq_session_get`. */
     operator fun get(key: String): Long =
@@ -333,8 +335,8 @@ private interface Functions : Library {
         session: Pointer, task: Pointer?, onText: TextFn?, user: Pointer?, finish: IntByReference, error: PointerByReference,
     ): Int
     fun mmq_session_truncate(session: Pointer, n: NativeLong, error: PointerByReference): Int
-    fun mmq_session_save(session: Pointer, path: String, error: PointerByReference): Int
-    fun mmq_session_restore(session: Pointer, path: String, error: PointerByReference): Int
+    fun mmq_session_save(session: Pointer, path: String, task: Pointer?, error: PointerByReference): Int
+    fun mmq_session_restore(session: Pointer, path: String, task: Pointer?, error: PointerByReference): Int
     fun mmq_session_get(session: Pointer, key: String, value: LongByReference, error: PointerByReference): Int
 }
 

@@ -42,6 +42,13 @@ fn fours<const N: usize>(points: &[u32; N], codes: uint32x4_t) -> uint8x16_t {
     vreinterpretq_u8_u32(unsafe { vld1q_u32(points.as_ptr()) })
 }
 
+/// Each 32-bit lane without its lowest `n` bits.
+#[inline]
+#[target_feature(enable = "neon")]
+fn behind(v: uint8x16_t, n: usize) -> uint8x16_t {
+    vreinterpretq_u8_u32(vshlq_u32(vreinterpretq_u32_u8(v), vdupq_n_s32(-(n as i32))))
+}
+
 /// `points` with `offset` added, after those were negated whose bit is set: bit `4 · upper + i` of byte `at` of each 32-bit
 /// lane for weight i.
 #[inline]
@@ -105,7 +112,7 @@ pub fn iq2_xs<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let d = b.floats(offset_of!(IQ2_XS, d));
     for h in 0..2 {
         let scales = b.words(offset_of!(IQ2_XS, scales) + 4 * h);
-        unrolled!(g in [0 1 2 3 4 5 6 7] {
+        rolled!(g in 0..8 {
             let codes = b.words(offset_of!(IQ2_XS, qs) + 32 * h + 4 * g);
             let signs = even(vreinterpretq_u32_u16(vshrq_n_u16::<9>(vreinterpretq_u16_u8(codes))));
             let mut q = [vdupq_n_u8(0); 4];
@@ -114,7 +121,7 @@ pub fn iq2_xs<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
                 q[2 * j] = signed(low, signs, 2 * j, false, IQ2_OFFSET);
                 q[2 * j + 1] = signed(high, signs, 2 * j, true, IQ2_OFFSET);
             });
-            let scale = odd(d, bits(scales, 4 * g, 4), 0.125);
+            let scale = odd(d, bits(behind(scales, 4 * g), 0, 4), 0.125);
             unsigned::<4, 7>(out, b.quarter, 16 * i + 8 * h + g, q, scale, shifted(Dtype::IQ2_XS, scale));
         });
     }
@@ -171,19 +178,20 @@ pub fn iq3_s<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let scales = b.words(offset_of!(IQ3_S, scales));
     for h in 0..2 {
         let upper = b.words(offset_of!(IQ3_S, qh) + 4 * h);
-        unrolled!(n in [0 1 2 3] {
+        rolled!(n in 0..4 {
             let g = 4 * h + n;
             let at = offset_of!(IQ3_S, qs) + 8 * g;
+            let upper = behind(upper, 8 * n);
             let (first, last) = (b.words(at), b.words(at + 4));
             let signs = b.words(offset_of!(IQ3_S, signs) + 4 * g);
             let mut q = [vdupq_n_u8(0); 8];
             unrolled!(j in [0 1 2 3 4 5 6 7] {
                 let low = bits(if j < 4 { first } else { last }, 8 * (j % 4), 8);
-                let high = bits(upper, 8 * n + j, 1);
+                let high = bits(upper, j, 1);
                 let point = fours(&grid::IQ3_S, vsliq_n_u32::<8>(low, high));
                 q[j] = signed(point, signs, j / 2, j % 2 == 1, 15);
             });
-            let scale = odd(d, bits(scales, 4 * g, 4), 1.0);
+            let scale = odd(d, bits(behind(scales, 4 * g), 0, 4), 1.0);
             unsigned::<8, 5>(out, b.quarter, 8 * i + g, q, scale, shifted(Dtype::IQ3_S, scale));
         });
     }
@@ -203,7 +211,7 @@ fn ternary(points: [uint8x16_t; 2], v: uint8x16_t, at: usize) -> [uint8x16_t; 2]
 #[target_feature(enable = "neon")]
 pub fn iq1_s<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let d = b.floats(offset_of!(IQ1_S, d));
-    for pair in 0..4 {
+    rolled!(pair in 0..4 {
         let upper = b.words(offset_of!(IQ1_S, qh) + 4 * pair);
         unrolled!(n in [0 1] {
             let g = 2 * pair + n;
@@ -217,7 +225,7 @@ pub fn iq1_s<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
             let scale = odd(d, bits(upper, 16 * n + 12, 3), 0.125);
             unsigned::<8, 5>(out, b.quarter, 8 * i + g, q, scale, shifted(Dtype::IQ1_S, scale));
         });
-    }
+    });
 }
 
 #[inline]

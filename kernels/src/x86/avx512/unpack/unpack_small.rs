@@ -116,7 +116,7 @@ pub fn iq2_xs<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let d = b.floats(offset_of!(IQ2_XS, d));
     for h in 0..2 {
         let scales = b.words(offset_of!(IQ2_XS, scales) + 4 * h);
-        unrolled!(g in [0 1 2 3 4 5 6 7] {
+        rolled!(g in 0..8 {
             let codes = b.words(offset_of!(IQ2_XS, qs) + 32 * h + 4 * g);
             let signs = even(_mm512_srli_epi16::<9>(codes));
             let mut q = [_mm512_setzero_si512(); 4];
@@ -182,15 +182,16 @@ pub fn iq3_s<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let scales = b.words(offset_of!(IQ3_S, scales));
     for h in 0..2 {
         let upper = b.words(offset_of!(IQ3_S, qh) + 4 * h);
-        unrolled!(n in [0 1 2 3] {
+        rolled!(n in 0..4 {
             let g = 4 * h + n;
             let at = offset_of!(IQ3_S, qs) + 8 * g;
+            let upper = bits(upper, 8 * n, 8);
             let (first, last) = (b.words(at), b.words(at + 4));
             let signs = b.words(offset_of!(IQ3_S, signs) + 4 * g);
             let mut q = [_mm512_setzero_si512(); 8];
             unrolled!(j in [0 1 2 3 4 5 6 7] {
                 let low = bits(if j < 4 { first } else { last }, 8 * (j % 4), 8);
-                let high = bits(upper, 8 * n + j, 1);
+                let high = bits(upper, j, 1);
                 let point = fours(&grid::IQ3_S, _mm512_or_si512(low, _mm512_slli_epi32::<8>(high)));
                 q[j] = signed(point, signs, j / 2, j % 2 == 1, 15);
             });
@@ -214,7 +215,7 @@ fn ternary(points: [__m512i; 2], v: __m512i, at: usize) -> [__m512i; 2] {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub fn iq1_s<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
     let d = b.floats(offset_of!(IQ1_S, d));
-    for pair in 0..4 {
+    rolled!(pair in 0..4 {
         let upper = b.words(offset_of!(IQ1_S, qh) + 4 * pair);
         unrolled!(n in [0 1] {
             let g = 2 * pair + n;
@@ -228,7 +229,7 @@ pub fn iq1_s<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
             let scale = odd(d, bits(upper, 16 * n + 12, 3), 0.125);
             b.unsigned::<8>(out, 8 * i + g, q, scale, shifted(Dtype::IQ1_S, scale));
         });
-    }
+    });
 }
 
 #[inline]

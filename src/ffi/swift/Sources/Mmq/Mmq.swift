@@ -10,7 +10,7 @@ public struct MmqError: Error, CustomStringConvertible {
     public var description: String { message }
 }
 
-public enum Phase: Int32, Sendable { case load = 1, encode, prefill }
+public enum Phase: Int32, Sendable { case load = 1, encode, prefill, save, restore }
 public enum Role: Int32, Sendable { case raw = 0, system, user, assistant }
 public enum PixelFormat: Int32, Sendable { case rgb = 1, rgba, bgra }
 
@@ -99,7 +99,7 @@ public final class Engine: @unchecked Sendable {
 public final class Image: @unchecked Sendable {
     fileprivate let pointer: OpaquePointer
 
-    /// Decodes a JPEG, PNG, WebP, GIF, BMP or TIFF.
+    /// Decodes a JPEG, PNG, WebP, GIF or BMP.
     public init(decoding file: [UInt8]) async throws {
         pointer = try await Call(nil).run { call in
             try made { mmq_image_decode(file, file.count, call.task, $0, $1) }
@@ -190,13 +190,17 @@ public final class Session: @unchecked Sendable {
     }
 
     /// Keeps what the session has read in a file, pictures included.
-    public func save(to path: String) throws {
-        try check { mmq_session_save(pointer, path, $0) }
+    public func save(to path: String, progress: Progress? = nil) async throws {
+        try await Call(progress).run { [self] call in
+            try check { mmq_session_save(pointer, path, call.task, $0) }
+        }
     }
 
     /// Takes up what `save` has kept, with the same model.
-    public func restore(from path: String) throws {
-        try check { mmq_session_restore(pointer, path, $0) }
+    public func restore(from path: String, progress: Progress? = nil) async throws {
+        try await Call(progress).run { [self] call in
+            try check { mmq_session_restore(pointer, path, call.task, $0) }
+        }
     }
 
     /// `n_past`, `n_ctx`, `n_read` and so on: see `mmq_session_get`.
