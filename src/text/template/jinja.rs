@@ -1,11 +1,12 @@
 //! Jinja templates from model files, run as the `transformers` library runs them: a stranger's program, so with limits.
 
 use super::{Message, Role};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, bail};
 use minijinja::value::{Kwargs, Rest, Value};
 use minijinja::{Environment, ErrorKind as JinjaKind, State, context};
 use serde::Serialize;
 use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// Instructions that a template may run.
@@ -123,7 +124,12 @@ impl Jinja {
         };
         let template = self.env.get_template("chat_template").map_err(|e| error(&e))?;
         let mut out = Limited(Vec::new());
-        template.render_captured_to(context, &mut out).map_err(|e| error(&e))?;
+        // The last guard: a bug of the engine in a stranger's template (it panics on an empty list read backwards) must not
+        // take the program with it.
+        match catch_unwind(AssertUnwindSafe(|| template.render_captured_to(context, &mut out).map(|_| ()))) {
+            Ok(rendered) => rendered.map_err(|e| error(&e))?,
+            Err(_) => bail!(Format, "chat template: the template engine gave up"),
+        }
         String::from_utf8(out.0).map_err(|e| Error::new(ErrorKind::Format, format!("chat template: {e}")))
     }
 }

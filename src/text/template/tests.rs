@@ -198,6 +198,9 @@ fn hostile_templates_end() {
     for broken in ["{% for x in %}", "{%}", "{%} {{ 1 }} %}"] {
         assert_eq!(ChatTemplate::new(broken).unwrap_err().kind(), ErrorKind::Format, "{broken}");
     }
+    // What the engine itself does not survive.
+    let backwards = ChatTemplate::new("{% for m in [][::-1] %}{{ m }}{% endfor %}").unwrap();
+    assert_eq!(backwards.render(&[user("x")], true, "", "").unwrap_err().kind(), ErrorKind::Format);
     let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}";
     let t = ChatTemplate::new(endless).unwrap();
     assert!(t.render(&[user("x")], true, "", "").unwrap_err().to_string().contains("fuel"));
