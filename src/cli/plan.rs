@@ -2,7 +2,6 @@
 
 use super::{printed, run, say};
 use crate::gguf::Gguf;
-use crate::pipelines::find_mmproj;
 use crate::pipelines::plan::{self, Plan, Planner, parse_pixels, parse_size};
 use crate::{Result, bail};
 use std::io::Write;
@@ -58,15 +57,8 @@ pub fn run(args: &Args, notes: &[String]) -> Result<()> {
         bail!(Usage, "a plan is for a model file: give one with -m");
     };
     let text = Gguf::open(model)?;
-    let found = match &args.run.mmproj {
-        _ if args.run.no_mmproj => None,
-        Some(path) => Some(path.clone()),
-        None => find_mmproj(model)?,
-    };
-    if let (None, Some(path)) = (&args.run.mmproj, &found) {
-        say(&format!("note: with {}", path.display()));
-    }
-    let mmproj = found.map(Gguf::open).transpose()?;
+    let mmproj = args.run.mmproj_of(model, true, &|path| say(&format!("note: with {}", path.display())))?;
+    let mmproj = mmproj.map(Gguf::open).transpose()?;
     let sources = run::image_sources(&args.run.image)?;
     let mut wish = args.run.wish(&sources)?;
     wish.n_images = args.images.unwrap_or(sources.len().max(1));

@@ -40,11 +40,11 @@ pub struct Args {
 
     /// Vision encoder and projector, a GGUF file [-mm] [default: mmproj*.gguf beside the model]
     #[arg(long, value_name = "FILE", help_heading = "Model")]
-    pub(super) mmproj: Option<PathBuf>,
+    mmproj: Option<PathBuf>,
 
     /// Leave the vision encoder out
     #[arg(long, help_heading = "Model")]
-    pub(super) no_mmproj: bool,
+    no_mmproj: bool,
 
     /// Picture: a path, - for standard input, or a data: URL; may be repeated, paths also separated by commas
     #[arg(long, value_name = "FILE", help_heading = "Pictures", allow_hyphen_values = true)]
@@ -214,6 +214,16 @@ impl Args {
             wish.image_size = largest;
         }
         Ok(wish)
+    }
+
+    /// The mmproj that goes with `model`: the one given or, if `look`, one that lies beside it, of which `found` is told.
+    pub(super) fn mmproj_of(&self, model: &Path, look: bool, found: &dyn Fn(&Path)) -> Result<Option<PathBuf>> {
+        match &self.mmproj {
+            _ if self.no_mmproj => Ok(None),
+            Some(path) => Ok(Some(path.clone())),
+            None if look => Ok(find_mmproj(model)?.inspect(|path| found(path))),
+            None => Ok(None),
+        }
     }
 
     fn decode(&self) -> DecodeOptions {
@@ -454,18 +464,7 @@ fn files(args: &Args, note: &dyn Fn(&str)) -> Result<Option<(PathBuf, Option<Pat
         }
         return Ok(None);
     };
-    let mmproj = match &args.mmproj {
-        _ if args.no_mmproj => None,
-        Some(path) => Some(path.clone()),
-        None if args.image.is_empty() => None,
-        None => {
-            let found = find_mmproj(model)?;
-            if let Some(path) = &found {
-                note(&format!("using {}", path.display()));
-            }
-            found
-        }
-    };
+    let mmproj = args.mmproj_of(model, !args.image.is_empty(), &|path| note(&format!("using {}", path.display())))?;
     Ok(Some((model.clone(), mmproj)))
 }
 
