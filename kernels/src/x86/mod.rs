@@ -113,12 +113,13 @@ impl<'a> Rows<'a, true> {
 impl<const INTERLEAVED: bool> Rows<'_, INTERLEAVED> {
     /// Asks for part `part` of `n_parts` of what follows bytes `at..at + size` of the rows: in a panel, two pages on; of rows
     /// apart, which lie one behind the other, the next 16 and a page. By parts, since a core waits for only so many lines at a
-    /// time.
+    /// time; each has as many, so that no branch depends on the part.
     #[inline]
     fn ahead(&self, at: usize, size: usize, part: usize, n_parts: usize) {
         let from = PANEL_ROWS * at + if INTERLEAVED { 8192 } else { PANEL_ROWS * self.len + 4096 };
         let n_lines = (PANEL_ROWS * size).div_ceil(64);
-        for line in n_lines * part / n_parts..n_lines * (part + 1) / n_parts {
+        let first = n_lines * part / n_parts;
+        for line in first..first + n_lines.div_ceil(n_parts) {
             touch(self.start[0].wrapping_add(from + 64 * line));
         }
     }

@@ -65,7 +65,10 @@ impl<const T: usize> Groups for Few<'_, T> {
 
     #[inline]
     fn turn(&mut self) {
-        self.acc.iter_mut().for_each(|acc| acc.swap(0, 1));
+        for acc in &mut self.acc {
+            let [a, b] = *acc;
+            *acc = [b, a];
+        }
     }
 
     #[inline]

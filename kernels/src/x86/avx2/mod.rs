@@ -151,10 +151,17 @@ fn bit(v: __m256i, bit: usize, to: usize) -> __m256i {
     _mm256_and_si256(moved, _mm256_set1_epi8(1 << to))
 }
 
+/// 16 bytes, in each half.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn table(bytes: &[i8; 16]) -> __m256i {
+    // SAFETY: 16 bytes are readable, and the load needs no alignment.
+    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
+}
+
 /// The values of 4-bit codes, see [`crate::block::IQ4_CODES`].
 #[inline]
 #[target_feature(enable = "avx2")]
 fn iq4_values(codes: __m256i) -> __m256i {
-    let table = load_half(&crate::block::IQ4_CODES.map(|c| c as u8));
-    _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes)
+    _mm256_shuffle_epi8(table(&crate::block::IQ4_CODES), codes)
 }

@@ -1,6 +1,7 @@
 //! Groups of the formats of points (IQ1 to IQ3), of ternary weights and of 4-bit floats, for 8 rows at a time.
 
-use super::{Block, Groups, field, halves, load_half, shifted};
+use super::super::table;
+use super::{Block, Groups, field, halves, shifted};
 use crate::Dtype;
 use crate::block::*;
 use crate::grid;
@@ -51,8 +52,8 @@ fn signed(points: __m256i, signs: __m256i, at: usize, upper: bool, offset: i8) -
 #[inline]
 #[target_feature(enable = "avx2")]
 fn even(stored: __m256i) -> __m256i {
-    let odd = load_half(&std::array::from_fn(|i| (i.count_ones() as u8 & 1) << 7));
-    let odd = _mm256_broadcastsi128_si256(odd);
+    // The highest bit for each four bits of which an odd number is set.
+    let odd = table(&[0, -128, -128, 0, -128, 0, 0, -128, -128, 0, 0, -128, 0, -128, -128, 0]);
     let (low, high) = (field(stored, 0, 15), field(stored, 4, 15));
     let last = _mm256_xor_si256(_mm256_shuffle_epi8(odd, low), _mm256_shuffle_epi8(odd, high));
     _mm256_or_si256(stored, last)
@@ -332,8 +333,7 @@ pub fn q2_0<const P: bool>(b: Block<'_, P>, i: usize, out: &mut impl Groups) {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn fp4_values(codes: __m256i) -> __m256i {
-    let table = load_half(&FP4_CODES.map(|c| (c + 12) as u8));
-    _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes)
+    _mm256_shuffle_epi8(_mm256_add_epi8(table(&FP4_CODES), _mm256_set1_epi8(12)), codes)
 }
 
 #[inline]
