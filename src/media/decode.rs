@@ -315,11 +315,15 @@ fn orientation(decoder: &mut impl ImageDecoder, format: ImageFormat, data: &[u8]
     if format == ImageFormat::Tiff {
         return decoder.orientation().unwrap_or(Orientation::NoTransforms);
     }
-    let mut exif = decoder.exif_metadata().ok().flatten();
-    if exif.is_none() && format == ImageFormat::Png {
+    let exif = match format {
+        // The decoder would make room for as much as a hostile chunk says that it has.
+        ImageFormat::WebP => webp_chunk(data, b"EXIF").map(<[u8]>::to_vec),
         // The decoder has read up to the pixels only; the chunk may also follow them.
-        exif = png_chunk(data, b"eXIf").map(<[u8]>::to_vec);
-    }
+        ImageFormat::Png => {
+            decoder.exif_metadata().ok().flatten().or_else(|| png_chunk(data, b"eXIf").map(<[u8]>::to_vec))
+        }
+        _ => decoder.exif_metadata().ok().flatten(),
+    };
     // Some writers of WebP and PNG keep JPEG's prefix.
     exif.as_deref()
         .and_then(|exif| Orientation::from_exif_chunk(exif.strip_prefix(b"Exif\0\0").unwrap_or(exif)))
@@ -356,6 +360,20 @@ fn png_chunk<'a>(data: &'a [u8], kind: &[u8; 4]) -> Option<&'a [u8]> {
             return tail.get(..len);
         }
         rest = tail.get(len.checked_add(4)?..)?;
+    }
+}
+
+/// The first chunk of type `kind` in a WebP file.
+fn webp_chunk<'a>(data: &'a [u8], kind: &[u8; 4]) -> Option<&'a [u8]> {
+    let mut rest = data.get(12..)?;
+    loop {
+        let (found, tail) = rest.split_first_chunk::<4>()?;
+        let (len, tail) = tail.split_first_chunk::<4>()?;
+        let len = u32::from_le_bytes(*len) as usize;
+        if found == kind {
+            return tail.get(..len);
+        }
+        rest = tail.get(len.checked_next_multiple_of(2)?..)?;
     }
 }
 
@@ -428,4 +446,21 @@ fn to_rgb(image: DynamicImage, background: [u8; 3]) -> image::RgbImage {
 pub(crate) fn over(value: u8, background: u8, alpha: u8) -> u8 {
     let sum = u32::from(value) * u32::from(alpha) + u32::from(background) * (255 - u32::from(alpha)) + 128;
     (((sum >> 8) + sum) >> 8) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::webp_chunk;
+
+    #[test]
+    fn a_webp_chunk_lies_within_the_file() {
+        let mut file = b"RIFF\x2e\0\0\0WEBPVP8 \x03\0\0\0abc\0EXIF\x02\0\0\0de".to_vec();
+        assert_eq!(webp_chunk(&file, b"VP8 "), Some(&b"abc"[..]));
+        assert_eq!(webp_chunk(&file, b"EXIF"), Some(&b"de"[..]));
+        assert_eq!(webp_chunk(&file, b"XMP "), None);
+        let length = file.len() - 6;
+        file[length..length + 4].fill(0xff);
+        assert_eq!(webp_chunk(&file, b"EXIF"), None);
+        assert_eq!(webp_chunk(&file, b"XMP "), None);
+    }
 }

@@ -71,7 +71,7 @@ impl Jinja {
             Err(minijinja::Error::new(JinjaKind::InvalidOperation, message))
         });
         env.add_function("strftime_now", |format: String| super::date::strftime(&format, std::time::SystemTime::now()));
-        env.add_template_owned("chat_template", without_generation_tags(source)).map_err(|e| error(&e))?;
+        survive(|| env.add_template_owned("chat_template", without_generation_tags(source)))?;
 
         let mut jinja = Jinja { env: Arc::new(env), parts: false, system: true };
         let user = |content: &str| Message { role: Role::User, content: content.into() };
@@ -124,13 +124,17 @@ impl Jinja {
         };
         let template = self.env.get_template("chat_template").map_err(|e| error(&e))?;
         let mut out = Limited(Vec::new());
-        // The last guard: a bug of the engine in a stranger's template (it panics on an empty list read backwards) must not
-        // take the program with it.
-        match catch_unwind(AssertUnwindSafe(|| template.render_captured_to(context, &mut out).map(|_| ()))) {
-            Ok(rendered) => rendered.map_err(|e| error(&e))?,
-            Err(_) => bail!(Format, "chat template: the template engine gave up"),
-        }
+        survive(|| template.render_captured_to(context, &mut out).map(|_| ()))?;
         String::from_utf8(out.0).map_err(|e| Error::new(ErrorKind::Format, format!("chat template: {e}")))
+    }
+}
+
+/// Runs the engine. The last guard: a bug of it in a stranger's template must not take the program with it. (It panics when it
+/// compiles an import whose name is an expression, and when it reads an empty list backwards.)
+fn survive<T>(engine: impl FnOnce() -> Result<T, minijinja::Error>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(engine)) {
+        Ok(result) => result.map_err(|e| error(&e)),
+        Err(_) => bail!(Format, "chat template: the template engine gave up"),
     }
 }
 

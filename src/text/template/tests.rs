@@ -199,6 +199,8 @@ fn hostile_templates_end() {
         assert_eq!(ChatTemplate::new(broken).unwrap_err().kind(), ErrorKind::Format, "{broken}");
     }
     // What the engine itself does not survive.
+    let import = ChatTemplate::new("{% import 'y' as z %s %}").unwrap_err();
+    assert_eq!((import.kind(), import.to_string().contains("engine gave up")), (ErrorKind::Format, true), "{import}");
     let backwards = ChatTemplate::new("{% for m in [][::-1] %}{{ m }}{% endfor %}").unwrap();
     assert_eq!(backwards.render(&[user("x")], true, "", "").unwrap_err().kind(), ErrorKind::Format);
     let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}";
