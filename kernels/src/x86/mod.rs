@@ -80,6 +80,17 @@ pub(crate) fn quantize_weights(level: Level) -> Option<QuantizeWeights> {
     supports(level).then_some(call)
 }
 
+/// The highest bit for each four bits of which an odd number is set.
+const ODD: [i8; 16] = {
+    let mut odd = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        odd[i] = if i.count_ones() % 2 == 1 { i8::MIN } else { 0 };
+        i += 1;
+    }
+    odd
+};
+
 /// Asks for the cache line of `address`, into the second-level cache: that has more requests under way than the first, and
 /// what is asked for far ahead would push out what is in use there.
 #[inline]

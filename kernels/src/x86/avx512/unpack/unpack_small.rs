@@ -4,6 +4,7 @@ use super::{Block, Groups, field, halves, shifted, table};
 use crate::Dtype;
 use crate::block::*;
 use crate::grid;
+use crate::x86::ODD;
 use std::arch::x86_64::*;
 use std::mem::offset_of;
 
@@ -49,15 +50,6 @@ fn signed(points: __m512i, signs: __m512i, at: usize, upper: bool, offset: i8) -
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn even(stored: __m512i) -> __m512i {
-    const ODD: [i8; 16] = {
-        let mut odd = [0; 16];
-        let mut i = 0;
-        while i < 16 {
-            odd[i] = if i.count_ones() % 2 == 1 { i8::MIN } else { 0 };
-            i += 1;
-        }
-        odd
-    };
     let odd = table(&ODD);
     let (low, high) = (field(stored, 0, 15), field(stored, 4, 15));
     let last = _mm512_xor_si512(_mm512_shuffle_epi8(odd, low), _mm512_shuffle_epi8(odd, high));
