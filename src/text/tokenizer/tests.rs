@@ -205,6 +205,11 @@ fn words_of_the_common_pre_tokenizers() {
     assert_eq!(words("smollm", "ab 12"), ["ab", " ", "1", "2"]);
     assert_eq!(words("afmoe", "x1234567y"), ["x", "1", "234", "567", "y"]);
     assert_eq!(words("superbpe", "a 1234567 b"), ["a ", "1", "234", "567", " b"]);
+    let spaces = |n: usize| " ".repeat(n);
+    assert_eq!(words("jais-2", &format!("a{}b", spaces(14))), ["a", &spaces(8), &spaces(4), " ", " b"]);
+    assert_eq!(words("jais-2", &format!("a{}", spaces(7))), ["a", &spaces(4), "  ", " "]);
+    assert_eq!(words("jais-2", "a   1    !"), ["a", "  ", " ", "1", "  ", " ", " !"]);
+    assert_eq!(words("jais-2", "x\t\t\t\n  y"), ["x", "\t\t\t\n", " ", " y"]);
 }
 
 #[test]
