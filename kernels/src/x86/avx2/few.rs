@@ -65,6 +65,7 @@ impl<const T: usize> Groups for Few<'_, T> {
 
     #[inline]
     fn turn(&mut self) {
+        // `swap` would pass them through memory.
         for acc in &mut self.acc {
             let [a, b] = *acc;
             *acc = [b, a];

@@ -9,19 +9,15 @@ use crate::x86::ODD;
 use std::arch::x86_64::*;
 use std::mem::offset_of;
 
-/// The codes of 8 rows in pairs, the second of a pair in the upper half. (Taking points one by one is quicker than the
-/// processor's own instruction for it, which some run one by one and slower still.)
+/// The codes of 8 rows in pairs, the second of a pair in the upper half: points are taken one by one, for the instruction that
+/// gathers them is slower, by far on processors whose makers had to mend it.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn pairs_of(codes: __m256i) -> [u64; 4] {
     let (low, high) = (_mm256_castsi256_si128(codes), _mm256_extracti128_si256::<1>(codes));
-    let pair = |v: i64| v as u64;
-    [
-        pair(_mm_cvtsi128_si64(low)),
-        pair(_mm_extract_epi64::<1>(low)),
-        pair(_mm_cvtsi128_si64(high)),
-        pair(_mm_extract_epi64::<1>(high)),
-    ]
+    let (a, b) = (_mm_cvtsi128_si64(low), _mm_extract_epi64::<1>(low));
+    let (c, d) = (_mm_cvtsi128_si64(high), _mm_extract_epi64::<1>(high));
+    [a as u64, b as u64, c as u64, d as u64]
 }
 
 /// The points of the 8 rows by the codes in the lowest bits of `codes`: the first four weights and the last.
