@@ -148,6 +148,8 @@ struct Block<'a, const INTERLEAVED: bool> {
     /// Where the block begins in its row; `size` bytes from there on lie in the row.
     first: usize,
     size: usize,
+    /// Where it begins in an interleaved panel.
+    panel: *const u8,
     /// Columns of the block.
     weights: usize,
     /// The first 8 rows or the last.
@@ -157,7 +159,8 @@ struct Block<'a, const INTERLEAVED: bool> {
 impl<'a, const INTERLEAVED: bool> Block<'a, INTERLEAVED> {
     fn new(rows: &'a Rows<'a, INTERLEAVED>, first: usize, size: usize, weights: usize, half: usize) -> Self {
         assert!(first + size <= rows.len && half < 2);
-        Block { rows, first, size, weights, half }
+        let panel = rows.start[0].wrapping_add(PANEL_ROWS * first);
+        Block { rows, first, size, weights, half, panel }
     }
 
     /// [`Groups::take`] of unsigned quants.
@@ -207,7 +210,7 @@ impl<'a, const INTERLEAVED: bool> Block<'a, INTERLEAVED> {
     fn units<const N: usize>(&self, at: usize) -> &[u8; N] {
         assert!(INTERLEAVED && at + N / 8 <= self.size);
         // SAFETY: the block's bytes lie in the panel, 16 times as far from its beginning as in a row, and these in the block.
-        unsafe { &*self.rows.start[0].add(PANEL_ROWS * (self.first + at) + N * self.half).cast() }
+        unsafe { &*self.panel.add(PANEL_ROWS * at).add(N * self.half).cast() }
     }
 
     /// Vector `i` holds bytes `at + 4 i ..` of each row.

@@ -134,6 +134,8 @@ struct Block<'a, const INTERLEAVED: bool> {
     /// Where the block begins in its row; `size` bytes from there on lie in the row.
     first: usize,
     size: usize,
+    /// Where it begins in an interleaved panel.
+    panel: *const u8,
     /// Columns of the block.
     weights: usize,
 }
@@ -141,7 +143,8 @@ struct Block<'a, const INTERLEAVED: bool> {
 impl<'a, const INTERLEAVED: bool> Block<'a, INTERLEAVED> {
     fn new(rows: &'a Rows<'a, INTERLEAVED>, first: usize, size: usize, weights: usize) -> Self {
         assert!(first + size <= rows.len);
-        Block { rows, first, size, weights }
+        let panel = rows.start[0].wrapping_add(PANEL_ROWS * first);
+        Block { rows, first, size, weights, panel }
     }
 
     /// [`Groups::take`] of unsigned quants.
@@ -191,7 +194,7 @@ impl<'a, const INTERLEAVED: bool> Block<'a, INTERLEAVED> {
     fn units<const N: usize>(&self, at: usize) -> &[u8; N] {
         assert!(INTERLEAVED && at + N / PANEL_ROWS <= self.size);
         // SAFETY: the block's bytes lie in the panel, 16 times as far from its beginning as in a row, and these in the block.
-        unsafe { &*self.rows.start[0].add(PANEL_ROWS * (self.first + at)).cast() }
+        unsafe { &*self.panel.add(PANEL_ROWS * at).cast() }
     }
 
     /// Vector `i` holds bytes `at + 4 i ..` of each row.
