@@ -315,14 +315,13 @@ fn orientation(decoder: &mut impl ImageDecoder, format: ImageFormat, data: &[u8]
     if format == ImageFormat::Tiff {
         return decoder.orientation().unwrap_or(Orientation::NoTransforms);
     }
+    let mut decoded = || decoder.exif_metadata().ok().flatten();
     let exif = match format {
         // The decoder would make room for as much as a hostile chunk says that it has.
         ImageFormat::WebP => webp_chunk(data, b"EXIF").map(<[u8]>::to_vec),
         // The decoder has read up to the pixels only; the chunk may also follow them.
-        ImageFormat::Png => {
-            decoder.exif_metadata().ok().flatten().or_else(|| png_chunk(data, b"eXIf").map(<[u8]>::to_vec))
-        }
-        _ => decoder.exif_metadata().ok().flatten(),
+        ImageFormat::Png => decoded().or_else(|| png_chunk(data, b"eXIf").map(<[u8]>::to_vec)),
+        _ => decoded(),
     };
     // Some writers of WebP and PNG keep JPEG's prefix.
     exif.as_deref()

@@ -148,7 +148,7 @@ struct Block<'a, const INTERLEAVED: bool> {
     /// Where the block begins in its row; `size` bytes from there on lie in the row.
     first: usize,
     size: usize,
-    /// Where it begins in an interleaved panel.
+    /// Where it begins in an interleaved panel: beside this, offsets within it are constants.
     panel: *const u8,
     /// Columns of the block.
     weights: usize,
